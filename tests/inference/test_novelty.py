@@ -1,4 +1,7 @@
+from contextlib import contextmanager
+
 import numpy as np
+import pytest
 import torch
 
 from wsi_idc.data.pack import Pack
@@ -45,6 +48,34 @@ def test_patches_of_noise_are_novel(trained: Checkpoint):
     with torch.no_grad(), novelty.recorded_statistics(classifier.network, model.layer) as recorded:
         classifier(torch.from_numpy(noise))
     assert model.novelty(model.distance(recorded[0]).numpy()).min() == 1
+
+
+def test_patches_with_infinite_values_are_left_out(
+    trained: Checkpoint, cohort: Pack, monkeypatch: pytest.MonkeyPatch, caplog
+):
+    record, rows = novelty.recorded_statistics, np.arange(len(cohort))
+
+    @contextmanager
+    def with_infinite_values(*arguments):
+        with record(*arguments) as recorded:
+
+            class Overflowing(list):
+                def pop(self, index):
+                    statistics = recorded.pop(index).clone()
+                    statistics[0] = torch.inf  # the first patch of each batch
+                    return statistics
+
+            yield Overflowing()
+
+    monkeypatch.setattr(novelty, "recorded_statistics", with_infinite_values)
+    arguments = (trained.build(), cohort, rows[::2], rows[1::2])
+    model = fit_novelty(*arguments, device_config=select_device("cpu"))
+    assert model is not None
+    model.validate(len(model.mean) // 2)
+    assert "values that are not finite" in caplog.text
+    monkeypatch.setattr(novelty, "_MIN_PATCHES", len(cohort))
+    assert fit_novelty(*arguments, device_config=select_device("cpu")) is None
+    assert "--precision fp32" in caplog.text
 
 
 def test_a_large_role_is_sampled(monkeypatch):

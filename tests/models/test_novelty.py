@@ -30,6 +30,7 @@ def test_novelty_is_the_percentile_of_the_distance_on_val():
     distance = np.array([0, 1, 1.5, 2, 3, 4, 9], np.float32)
     novelty = small_model().novelty(distance)
     assert novelty.tolist() == [0, 0, 0.25, 0.5, 0.75, 1, 1]
+    assert small_model().novelty(np.array([np.inf, np.nan], np.float32)).tolist() == [1, 1]
     assert novelty.dtype == np.float32
 
 

@@ -1,5 +1,6 @@
 """Fit the novelty model of a classifier to train and val patches."""
 
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +16,15 @@ from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.novelty import NoveltyModel, recorded_statistics
 from wsi_idc.runtime.device import DeviceConfig
 
+logger = logging.getLogger(__name__)
+
 # Maximum number of patches of a role. More patches change the model little, and take time.
 MAX_PATCHES = 10_000
 _NUM_QUANTILES = 1001
 # Limits for channels that hardly vary on train, so that they do not dominate the distance.
 _MIN_STD = 1e-3  # minimum standard deviation, as a fraction of the largest standard deviation
 _RIDGE = 1e-4  # added to each variance after the statistics are scaled to variance 1
+_MIN_PATCHES = 2  # a covariance needs two patches
 
 
 def fit_novelty(
@@ -30,8 +34,11 @@ def fit_novelty(
     val: NDArray[np.int64],
     *,
     device_config: DeviceConfig,
-) -> NoveltyModel:
+) -> NoveltyModel | None:
     """Fit the novelty model of a classifier; at most ``MAX_PATCHES`` patches of a role are used.
+
+    Patches whose feature map has a value that is not finite are left out, because the largest
+    number of fp16 is 65504. The result is None if too few patches remain.
 
     A network can have almost as many channels as there are patches. Therefore the covariance of the
     train patches is shrunk (Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)00096-4).
@@ -45,15 +52,18 @@ def fit_novelty(
     """
     layer = novelty_layer(classifier.arch, classifier.input_px or PATCH_PX)
     train, val = _sample(train), _sample(val)
-    statistics = _statistics(classifier, layer, pack, train, device_config)
+    statistics, _ = _statistics(classifier, layer, pack, train, device_config)
+    values, val = _statistics(classifier, layer, pack, val, device_config)
+    if min(len(statistics), len(val)) < _MIN_PATCHES:
+        logger.warning("the checkpoint gets no novelty model; train with --precision fp32")
+        return None
     mean, std = statistics.mean(axis=0), statistics.std(axis=0)
     std = np.maximum(std, _MIN_STD * std.max() or 1.0)
     covariance, _ = ledoit_wolf((statistics - mean) / std, assume_centered=True)
     precision = np.linalg.inv(covariance + _RIDGE * np.eye(len(mean)))
     whitening = np.linalg.cholesky(precision) / std[:, None]
     model = NoveltyModel(layer, _tensor(mean), _tensor(whitening), torch.zeros(2), 0.0, 0.0)
-    values = _tensor(_statistics(classifier, layer, pack, val, device_config))
-    distance = model.distance(values).numpy()
+    distance = model.distance(_tensor(values)).numpy()
     quantiles = _tensor(np.quantile(distance, np.linspace(0, 1, _NUM_QUANTILES)))
     model = replace(model, quantiles=quantiles)
     novelty, patient = model.novelty(distance), pack.patient_of[val]
@@ -73,8 +83,8 @@ def _statistics(
     pack: Pack,
     rows: NDArray[np.int64],
     device_config: DeviceConfig,
-) -> NDArray[np.float64]:
-    """Return the statistics of the feature map of each patch, shape (n, d)."""
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the finite statistics of feature maps, shape (n, d), and the rows of their patches."""
     parts = []
     # A compiled network does not call the hook that records the statistics.
     device_config = replace(device_config, compiled=False)
@@ -82,7 +92,12 @@ def _statistics(
         for prediction in predict([classifier], pack, rows, device_config=device_config):
             # Remove the padding of the batch. Element 1 may be the next batch.
             parts.append(recorded.pop(0)[: len(prediction.logit)].cpu().numpy())
-    return np.concatenate(parts).astype(np.float64)
+    statistics = np.concatenate(parts).astype(np.float64)
+    is_finite = np.isfinite(statistics).all(axis=1)
+    if not is_finite.all():
+        num = len(rows) - int(is_finite.sum())
+        logger.warning("novelty: %d of %d patches have values that are not finite", num, len(rows))
+    return statistics[is_finite], rows[is_finite]
 
 
 def _tensor(values: NDArray[np.float64]) -> torch.Tensor:

@@ -62,7 +62,11 @@ class NoveltyModel:
             return ((statistics - self.mean) @ self.whitening).norm(dim=1)
 
     def novelty(self, distance: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the percentile, 0..1, of each distance (n,) among the distances on val."""
+        """Return the percentile, 0..1, of each distance (n,) among the distances on val.
+
+        A distance that is not finite gives 1: a value of the feature map was too large for fp16.
+        """
+        distance = np.nan_to_num(distance, nan=np.inf, posinf=np.inf)
         quantiles = self.quantiles.numpy()
         levels = np.linspace(0, 1, len(quantiles))
         return np.interp(distance, quantiles, levels).astype(np.float32)
