@@ -63,3 +63,24 @@ def test_the_figure_has_a_panel_per_measure_and_a_row_per_change():
     assert [ax.get_title() for ax in axes] == ["AUC", "Sensitivity", "Mean novelty"]
     assert [text.get_text() for text in axes[0].get_yticklabels()] == ["a", "b"]
     assert axes[0].collections[-1].get_offsets().tolist() == [[0.9, 1.0], [0.5, 0.0]]
+    assert [ax.get_xlim()[0] > 0.4 for ax in axes] == [True, False, False]
+    assert all(ax.get_xlim()[1] > 1 for ax in axes)
+
+
+def test_patches_are_read_once_if_they_fit_in_memory(
+    trained: Checkpoint, cohort: Pack, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, "PERTURBATIONS", CHANGES)
+    predictor, device_config = Predictor((trained,)), select_device("cpu")
+    patients, sizes, read = sorted(trained.patients("test")), [], Pack.read
+    monkeypatch.setattr(
+        Pack, "read", lambda pack, rows: sizes.append(len(rows)) or read(pack, rows)
+    )
+    options = {"device_config": device_config, "batch_size": 16}
+    held = robustness(predictor, cohort, patients, **options)
+    num = np.isin(cohort.patient_of, patients).sum()
+    assert sizes == [num]
+    sizes.clear()
+    monkeypatch.setattr(module, "_MAX_HELD_BYTES", 0)
+    pd.testing.assert_frame_equal(robustness(predictor, cohort, patients, **options), held)
+    assert (sum(sizes), max(sizes)) == (3 * num, 16)

@@ -9,7 +9,7 @@ from wsi_idc.core.constants import PREDICT_BATCH_SIZE
 from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.perturbations import PERTURBATIONS
-from wsi_idc.inference.predict import RawPrediction
+from wsi_idc.inference.predict import RawPrediction, ReadFn
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.metrics.classification import all_metrics, auc
 from wsi_idc.runtime.device import DeviceConfig
@@ -19,6 +19,7 @@ _METRICS = ("auc", "average_precision", "sensitivity", "specificity")
 # Column and title of each panel of the figure.
 _PANELS = (("auc", "AUC"), ("sensitivity", "Sensitivity"), ("mean_novelty", "Mean novelty"))
 _HEIGHT_PER_ROW = 0.24
+_MAX_HELD_BYTES = 2**30
 
 
 def robustness(
@@ -41,7 +42,8 @@ def robustness(
     rows = np.flatnonzero(np.isin(pack.patient_of, patients) & known)
     label, patient = pack.index["label"].to_numpy()[rows], pack.patient_of[rows]
     changes = {UNCHANGED: lambda patches: patches} | PERTURBATIONS
-    chunks = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    chunks = np.split(np.arange(len(rows)), range(batch_size, len(rows), batch_size))
+    read = _reader(pack, rows)
     records, first = [], None
     with (
         progress(len(rows) * len(changes), what="predicting changed patches") as bar,
@@ -49,7 +51,7 @@ def robustness(
     ):
         for name, change in changes.items():
             parts = []
-            for part in predict(chunks, read=lambda chunk, change=change: change(pack.read(chunk))):
+            for part in predict(chunks, read=lambda chunk, change=change: change(read(chunk))):
                 parts.append(part)
                 bar.update(len(part.logit))
             prediction = RawPrediction.concatenate(parts)
@@ -62,6 +64,14 @@ def robustness(
             columns = _novelty_columns(predictor, novelty, first, patient)
             records.append({**record, "called_idc": called, **columns})
     return pd.DataFrame(records)
+
+
+def _reader(pack: Pack, rows: NDArray[np.int64]) -> ReadFn:
+    """Return a function that reads the patches ``rows[chunk]``; few patches stay in memory."""
+    if len(rows) * pack.info.patch_px**2 * 3 > _MAX_HELD_BYTES:
+        return lambda chunk: pack.read(rows[chunk])
+    patches = pack.read(rows)
+    return lambda chunk: patches[chunk]
 
 
 def _novelty_columns(
@@ -97,6 +107,10 @@ def robustness_chart(table: pd.DataFrame) -> Figure:
         ax.axvline(values[0], color="0.6", linestyle="--", linewidth=1)
         ax.hlines(places, values[0], values, color="0.8", linewidth=3)
         ax.scatter(values, places, c=worse, cmap="cividis_r", edgecolor="0.3", s=30, zorder=3)
-        ax.set(title=title, xlim=(-0.02, 1.02), yticks=places, yticklabels=table["change"])
+        # The AUC of a useful model is near 1; other columns can have any value from 0 to 1.
+        low = float(values.min()) if name == "auc" else 0.0
+        margin = 0.05 * (1.0 - low) + 0.001  # a limit differs from 1 if all values are 1
+        ax.set(title=title, xlim=(low - margin, 1 + margin))
+        ax.set(yticks=places, yticklabels=table["change"])
     figure.suptitle("Changed patches (dashed line: unchanged)")
     return figure
