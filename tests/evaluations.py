@@ -14,6 +14,7 @@ from tests.packs import PATCH_PX, Cell, make_pack
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.evaluate import compute_metrics
+from wsi_idc.evaluation.novelty import novelty_bins
 from wsi_idc.evaluation.results import Evaluation, MetricSet
 from wsi_idc.geometry.grid import cells_of
 from wsi_idc.metrics.bootstrap import resample_patients, roc_and_pr_bands
@@ -85,6 +86,7 @@ def evaluation_of(predictions: pd.DataFrame, *, threshold: float = 0.5, **record
         ece_uncalibrated=ece(label, predictions["probability"].to_numpy()),
         by_border={step: metrics_of(final.column, mask) for step, mask in masks.items()},
         patient_summary=summary(table, weights),
+        novelty=novelty_bins(predictions, final.column, threshold),
         predictions=predictions,
         patients=table,
         bands=roc_and_pr_bands(

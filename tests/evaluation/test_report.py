@@ -84,7 +84,7 @@ def test_a_run_is_evaluated_with_its_curves_and_an_old_page_is_removed(
     assert json.loads((out / "metrics.json").read_text())["num_patches"] == evaluation.num_patches
     evaluate_into(out, predictor, cohort, with_report=False, **settings)
     remaining = {path.name for path in out.rglob("*") if path.is_file()}
-    assert remaining == {"metrics.json", "patients.csv", "predictions.csv"}
+    assert remaining == {"metrics.json", "patients.csv", "predictions.csv", "novelty.csv"}
 
 
 def test_only_a_single_checkpoint_in_its_run_has_a_history(trained: Checkpoint, tmp_path: Path):

@@ -13,6 +13,7 @@ from wsi_idc.core.errors import DataError
 from wsi_idc.core.progress import progress
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.pack import Pack
+from wsi_idc.evaluation.novelty import novelty_bins
 from wsi_idc.evaluation.results import Evaluation, MetricSet, evaluation_name, folder_in_run
 from wsi_idc.inference.calibration import smoothed_probability
 from wsi_idc.inference.predict import RawPrediction
@@ -179,6 +180,7 @@ def evaluate(
             num_resamples=num_resamples,
         ),
         slides=_slide_table(pack, predictions, final),
+        novelty=novelty_bins(predictions, final.column, final.threshold),
     )
 
 

@@ -13,17 +13,23 @@ from wsi_idc.metrics.classification import auc
 _EDGES = (0, 0.2, 0.4, 0.6, 0.8, 0.99, 1.0)
 
 
-def novelty_bins(predictions: pd.DataFrame, column: str, threshold: float) -> pd.DataFrame:
+def novelty_bins(predictions: pd.DataFrame, column: str, threshold: float) -> pd.DataFrame | None:
     """Compute the error rate and the AUC in each bin of novelty that has patches.
 
+    Without a column novelty, return None.
+
     Args:
-        predictions: Table of patches with the columns label, novelty and ``column``.
+        predictions: Table of patches with the columns label, ``column`` and, if there is a novelty
+            model, novelty.
         column: Name of the column of probabilities.
         threshold: Lowest probability that is called IDC.
 
     Returns:
-        One row per bin. Columns: low, high (limits of the bin), patches, error_rate, auc.
+        One row per bin. Columns: low, high (limits of the bin), patches, prevalence, error_rate,
+        auc.
     """
+    if "novelty" not in predictions:
+        return None
     number = np.digitize(predictions["novelty"], _EDGES[1:-1])
     rows = []
     for index in np.unique(number):
@@ -32,16 +38,16 @@ def novelty_bins(predictions: pd.DataFrame, column: str, threshold: float) -> pd
         error_rate = float(((probability >= threshold) != (label == IDC)).mean())
         limits = {"low": _EDGES[index], "high": _EDGES[index + 1]}
         rows.append(
-            {**limits, "patches": len(part), "error_rate": error_rate}
-            | {"auc": auc(label, probability)}
+            {**limits, "patches": len(part), "prevalence": float((label == IDC).mean())}
+            | {"error_rate": error_rate, "auc": auc(label, probability)}
         )
     return pd.DataFrame(rows)
 
 
 def novelty_chart(evaluation: Evaluation) -> Figure:
     """Draw the error rate in each bin of novelty, and the number of patches in the bin."""
-    final = evaluation.final
-    table = novelty_bins(evaluation.predictions, final.column, final.threshold)
+    final, table = evaluation.final, evaluation.novelty
+    assert table is not None
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     ax = figure.subplots()
     bars = ax.bar(np.arange(len(table)), table["error_rate"], color="#4a90c4")

@@ -111,7 +111,7 @@ def write_report(
         name: partial(draw, evaluation) for name, draw in CHARTS.items()
     }
     drawings |= {name: partial(draw, evaluation, pack) for name, draw in GALLERIES.items()}
-    if "novelty" in evaluation.predictions:
+    if evaluation.novelty is not None:
         drawings[_NOVELTY] = partial(novelty_chart, evaluation)
     if evaluation.robustness is not None:
         drawings[_ROBUSTNESS] = partial(robustness_chart, evaluation.robustness)
@@ -159,6 +159,7 @@ def write_evaluation_page(evaluation: Evaluation, path: Path, uris: Mapping[str,
         uris=uris,
         border={BORDER_TITLES[key]: value for key, value in evaluation.by_border.items()},
         border_metrics=_BY_BORDER,
+        by_novelty=[] if evaluation.novelty is None else records(evaluation.novelty),
         patients=records(evaluation.patients),
         slides=[] if evaluation.slides is None else records(evaluation.slides),
     )

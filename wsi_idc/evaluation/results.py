@@ -21,11 +21,12 @@ if TYPE_CHECKING:  # torch and pandas take seconds to import
 
 PREDICTIONS_CSV = "predictions.csv"
 _PATIENTS_CSV, _SLIDES_CSV, _ROBUSTNESS_CSV = "patients.csv", "slides.csv", "robustness.csv"
+_NOVELTY_CSV = "novelty.csv"
 # Arguments of ``core.files.ensure_writable`` for the folder of an evaluation.
 EVALUATION_FILES = {
     "writes": (
-        *(METRICS_JSON, _PATIENTS_CSV, _SLIDES_CSV, _ROBUSTNESS_CSV, PREDICTIONS_CSV),
-        *(EVALUATION_PAGE, "figures"),
+        *(METRICS_JSON, _PATIENTS_CSV, _SLIDES_CSV, _NOVELTY_CSV, _ROBUSTNESS_CSV),
+        *(PREDICTIONS_CSV, EVALUATION_PAGE, "figures"),
     ),
     "marks": (PREDICTIONS_CSV,),
 }
@@ -95,6 +96,8 @@ class Evaluation:
         cam: Quality of the CAMs; None if the CAMs were not measured.
         robustness: One row per change of the patches, as ``robustness.robustness`` returns it;
             None if only unchanged patches were evaluated.
+        novelty: One row per bin of novelty, as ``novelty.novelty_bins`` returns it; None if the
+            predictor has no novelty model.
     """
 
     split: str
@@ -113,11 +116,12 @@ class Evaluation:
     record: dict[str, Any]
     slides: "pd.DataFrame | None" = None
     robustness: "pd.DataFrame | None" = None
+    novelty: "pd.DataFrame | None" = None
     cam: "CamQuality | None" = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the results for JSON, without curves and most tables; None replaces NaN."""
-        changes = None if self.robustness is None else records(self.robustness)
+        tables = {"robustness": self.robustness, "by_novelty": self.novelty}
         return {
             "split": self.split,
             "num_patients": self.num_patients,
@@ -133,7 +137,7 @@ class Evaluation:
                 str(distance): {"patches": metric_set.num_patches, **metric_set.as_dict()}
                 for distance, metric_set in self.by_border.items()
             },
-            **({} if changes is None else {"robustness": changes}),
+            **{name: records(table) for name, table in tables.items() if table is not None},
             **({} if self.cam is None else {"cam": self.cam.as_dict()}),
             "notes": list(self.notes),
             "provenance": self.record,
@@ -182,16 +186,18 @@ def is_evaluated(folder: Path, predictor: "Predictor", pack: "Pack") -> bool:
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """Write metrics.json, patients.csv and predictions.csv into the folder ``out``.
 
-    If the pack has slides, slides.csv is written too.
+    slides.csv, novelty.csv and robustness.csv are written if the evaluation has their tables.
     predictions.csv is written first: this file marks the folder as the folder of an evaluation.
     metrics.json is written last: a folder with this file is complete.
     """
     (out / METRICS_JSON).unlink(missing_ok=True)
-    (out / _ROBUSTNESS_CSV).unlink(missing_ok=True)
+    optional = {_SLIDES_CSV: evaluation.slides, _NOVELTY_CSV: evaluation.novelty}
+    optional[_ROBUSTNESS_CSV] = evaluation.robustness
+    for name in optional:
+        (out / name).unlink(missing_ok=True)
     write_text(out / PREDICTIONS_CSV, csv_text(evaluation.predictions))
     write_text(out / _PATIENTS_CSV, csv_text(evaluation.patients))
-    if evaluation.slides is not None:
-        write_text(out / _SLIDES_CSV, csv_text(evaluation.slides))
-    if evaluation.robustness is not None:
-        write_text(out / _ROBUSTNESS_CSV, csv_text(evaluation.robustness))
+    for name, table in optional.items():
+        if table is not None:
+            write_text(out / name, csv_text(table))
     write_json(out / METRICS_JSON, evaluation.as_dict())
