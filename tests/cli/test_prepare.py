@@ -106,6 +106,18 @@ def test_slides_are_packed(slides: Path, command: RunCommand):
     assert Pack(Path("data/a.h5")).patients == ["P", "Q"]
 
 
+def test_a_contradicting_mpp_is_named_at_the_end(slides: Path, command: RunCommand):
+    manifest = Path("slides/slides.csv")
+    table = pd.read_csv(manifest, dtype=str)
+    table["mpp"] = ["0.5", *[""] * (len(table) - 1)]
+    table.to_csv(manifest, index=False)
+    result = command(*OF_SLIDES, "--out", "data/a.h5")
+    lines = " ".join(result.out.split())
+    assert "one.tif is read at 0.5 um/px, but the slide file states 1" in lines
+    source = Pack(Path("data/a.h5")).slides[0].mpp_source
+    assert source == "given, but the file states 1"
+
+
 def test_options_of_slides_are_used(slides: Path, command: RunCommand):
     options = ("--classes", "Tumor=IDC, Stroma=ignore", "--min-share", "0.6", "--patch-px", 25)
     result = command(*OF_SLIDES, "--out", "a.h5", "--unannotated", "skip", *options, "--json")

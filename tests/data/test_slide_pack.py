@@ -1,6 +1,7 @@
 """Packs cut from slides: patches, labels, slides set aside, and resuming."""
 
 import csv
+import logging
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -137,7 +138,7 @@ def test_no_slide_is_left(folder):
     assert names(folder / "out") == []
 
 
-def test_a_stopped_call_keeps_the_complete_slides(folder, monkeypatch):
+def test_a_stopped_call_keeps_the_complete_slides(folder, monkeypatch, caplog):
     pack_slides(folder, "expected/a.h5")
     cut, batches = SlideCutter.cut, SlidePatches.batches
     num_cut, lock, num_read = 0, threading.Lock(), []
@@ -156,8 +157,9 @@ def test_a_stopped_call_keeps_the_complete_slides(folder, monkeypatch):
         return cut(self, row, **options)
 
     monkeypatch.setattr(SlideCutter, "cut", stop_at_the_last)
-    with pytest.raises(KeyboardInterrupt):
+    with caplog.at_level(logging.INFO), pytest.raises(KeyboardInterrupt):
         pack_slides(folder)
+    assert "stopped with 2 complete slides; the same command keeps them" in caplog.text
     assert not (folder / "out" / "a.h5").exists()
     kept = [name for name in names(folder / "out" / ".a.h5.slides.partial") if name != "lock"]
     assert len(kept) == 4  # pixels and details of two slides
@@ -166,6 +168,7 @@ def test_a_stopped_call_keeps_the_complete_slides(folder, monkeypatch):
     report = pack_slides(folder)
     assert names(folder / "out") == ["a.h5", "a_slides", "a_slides.csv"]
     assert num_read == [2]  # only the patches of the last slide
+    assert report.num_kept == 2
     found, wanted = Pack(report.pack), Pack(folder / "expected" / "a.h5")
     assert found.info == wanted.info
     assert found.slides == wanted.slides

@@ -106,7 +106,7 @@ def test_given_mpp_replaces_the_mpp_of_the_file(tmp_path, caplog):
         assert (slide.mpp, slide.mpp_source) == (0.52, "given")
     assert caplog.messages == []
     with caplog.at_level(logging.WARNING), open_slide(path, mpp=0.25) as slide:
-        assert slide.mpp == 0.25
+        assert (slide.mpp, slide.mpp_source) == (0.25, "given, but the file states 0.5")
     assert caplog.messages == [f"{path}: 0.25 um/px is given; the file states 0.5"]
     # Nearly square pixels have the mean mpp.
     with open_slide(write_tiff(tmp_path / "S2.tif", PICTURE, mpp=(0.5, 0.51))) as slide:

@@ -17,7 +17,7 @@ from wsi_idc.cli.options import (
     tissue_options,
     with_default,
 )
-from wsi_idc.cli.output import echo_note, echo_result, raise_if_any, table_lines
+from wsi_idc.cli.output import echo_note, echo_result, hanging_lines, raise_if_any, table_lines
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.text import count
 
@@ -193,10 +193,13 @@ def _slides_lines(report: "SlidePackReport") -> Iterator[str]:
     info, slides = report.info, report.slides
     packed = slides[slides["reason"] == ""]
     patches, idc, non_idc, unknown = packed[["patches", "idc", "non_idc", "unknown"]].sum()
+    slides_text = f"{len(packed):,} of {count(packed['patient'].nunique(), 'patient')}"
+    if report.num_kept:
+        slides_text += f", {report.num_kept} kept from an earlier run"
     yield from table_lines(
         [
             ("pack", report.pack),
-            ("slides", f"{len(packed):,} of {count(packed['patient'].nunique(), 'patient')}"),
+            ("slides", slides_text),
             ("patches", f"{patches:,}"),
             (
                 "labels",
@@ -213,6 +216,8 @@ def _slides_lines(report: "SlidePackReport") -> Iterator[str]:
         yield f"  {row.patient}/{row.slide}: {counts}"
     if len(packed) > _NUM_SHOWN:
         yield f"  and {len(packed) - _NUM_SHOWN:,} more, in {report.table}"
+    for slide, caution in report.cautions.items():
+        yield from hanging_lines("caution: ", f"{slide} is {caution}")
     for reason in report.set_aside.values():
         yield f"left out: {reason}"
 

@@ -32,7 +32,7 @@ class PackedSlide:
         name: Name of the slide; the slides of a patient have different names.
         path: Path of the slide file when the pack was made.
         mpp: Microns per level-0 px.
-        mpp_source: Origin of ``mpp``: "file", or "given" by the user.
+        mpp_source: Origin of ``mpp``: "file", "given", or "given, but the file states 0.5".
         width, height: Size of level 0 in px.
         bounds: Scanned area in level-0 px; None if the file states no bounds.
         fingerprint: Hexadecimal SHA-256 that changes if the slide file changes.

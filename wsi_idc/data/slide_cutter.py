@@ -84,6 +84,7 @@ class CutSlide:
         counts: Row of the table of slides, with the columns ``COLUMNS``.
         pixels_path: File in the cache folder: NumPy array (N, patch_px, patch_px, 3), uint8.
         details_path: File in the cache folder: overview of the slide, pixel histogram and checksum.
+        was_complete: Whether an earlier call has cut the slide.
     """
 
     patient: str
@@ -92,6 +93,7 @@ class CutSlide:
     counts: dict[str, Any]
     pixels_path: Path
     details_path: Path
+    was_complete: bool = False
 
     def pixels(self) -> NDArray[np.uint8]:
         """Return the memory-mapped pixels, shape (N, patch_px, patch_px, 3), uint8."""
@@ -213,8 +215,9 @@ class SlideCutter:
                 counts=counts,
                 pixels_path=self.cache / f"{key}.npy",
                 details_path=self.cache / f"{key}.npz",
+                was_complete=(self.cache / f"{key}.npz").exists(),
             )
-            if not cut.details_path.exists():
+            if not cut.was_complete:
                 overview = Overview(tiled.thumbnail, tiled.tissue)
                 self._write(cut, patches, overview, is_stopped=is_stopped)
             drawing.result()

@@ -22,7 +22,7 @@ from wsi_idc.core.files import starts_with, write_text
 from wsi_idc.core.locks import locked
 from wsi_idc.core.progress import progress
 from wsi_idc.core.provenance import provenance
-from wsi_idc.core.text import shorten_list
+from wsi_idc.core.text import count, shorten_list
 from wsi_idc.data.pack import MAX_PATCHES, PackInfo, write_pack
 from wsi_idc.data.pixels import channel_statistics
 from wsi_idc.data.prepare import check_arguments
@@ -32,6 +32,7 @@ from wsi_idc.runtime.resources import available_cores
 from wsi_idc.slides.annotations import Annotation, check_classes
 from wsi_idc.slides.labels import choose_unannotated
 from wsi_idc.slides.manifest import ManifestRow
+from wsi_idc.slides.resolution import mpp_caution
 from wsi_idc.slides.tiling import SlideSettings
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class SlidePackReport:
         unannotated: Label of tissue outside all outlines.
         info: Attributes of the pack.
         set_aside: Reason of each slide file that is not in the pack.
+        num_kept: Number of slides that were complete from an earlier call.
+        cautions: For each slide file whose given mpp contradicts the file, the contradiction.
     """
 
     pack: Path
@@ -64,6 +67,8 @@ class SlidePackReport:
     unannotated: str
     info: PackInfo
     set_aside: dict[str, str]
+    num_kept: int
+    cautions: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as a dictionary that JSON can store."""
@@ -125,6 +130,12 @@ def prepare_slides(
         unannotated=unannotated,
         info=info,
         set_aside={str(path): reason for path, reason in set_aside.items()},
+        num_kept=sum(cut.was_complete for cut in cuts),
+        cautions={
+            cut.slide.path: caution
+            for cut in cuts
+            if (caution := mpp_caution(cut.slide.mpp, cut.slide.mpp_source))
+        },
     )
 
 
@@ -139,6 +150,8 @@ def _removed_unless_stopped(cache: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         keep = True
+        slides = count(len(list(cache.glob("*.npz"))), "complete slide")
+        logger.info("stopped with %s; the same command keeps them and cuts the others", slides)
         raise
     except WsiIdcError:
         keep = had_slides

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.geometry.bounds import Bounds
 from wsi_idc.geometry.grid import crop_center, mosaic, scatter_to_grid, shape_of
+from wsi_idc.slides.resolution import mpp_caution
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class SlideView:
         width, height: Size of level 0 in px.
         thumbnail: Thumbnail of the complete slide, shape (h, w, 3), uint8.
         tissue: Mask of the tissue in the thumbnail, shape (h, w), bool.
-        mpp_source: Origin of ``mpp``: "file", or "given" by the user.
+        mpp_source: Origin of ``mpp``: "file", "given", or "given, but the file states 0.5".
         bounds: Scanned area; None means the complete slide. QuPath crops a slide to this area.
     """
 
@@ -194,13 +195,18 @@ class PatientMap(PatientPatches):
 
     @property
     def caution(self) -> str:
-        """Reason not to trust the map: its patches are unlike the train patches; else empty."""
-        if self.novelty is None or self.novelty_limit is None:
-            return ""
-        mean, limit = float(self.novelty.mean()), self.novelty_limit
-        return (
-            f"unlike the training data (novelty {mean:.2f} > {limit:.2f})" if mean > limit else ""
-        )
+        """Reasons not to trust the map; the text is empty without a reason.
+
+        The patches are unlike the train patches, or the given mpp contradicts the slide file.
+        """
+        reasons = []
+        if self.novelty is not None and self.novelty_limit is not None:
+            mean, limit = float(self.novelty.mean()), self.novelty_limit
+            if mean > limit:
+                reasons.append(f"unlike the training data (novelty {mean:.2f} > {limit:.2f})")
+        if self.slide is not None:
+            reasons.append(mpp_caution(self.slide.mpp, self.slide.mpp_source))
+        return "; ".join(filter(None, reasons))
 
     def flag_counts(self) -> dict[str, int]:
         """Return the number of patches with each flag, by name; empty without flags."""

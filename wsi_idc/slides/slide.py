@@ -11,22 +11,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_idc.core.constants import POSSIBLE_MPP
 from wsi_idc.core.errors import SlideError
 from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.runtime.resources import available_cores
 from wsi_idc.slides.openslide_reader import GENERIC_TIFF, OpenSlideReader, detect_format
 from wsi_idc.slides.reader import SUFFIXES, ImageReader, SlideReader
+from wsi_idc.slides.resolution import check_given_mpp, choose_mpp
 from wsi_idc.slides.tiff_pages import inspect_tiff, is_tiff
 from wsi_idc.slides.tiff_reader import TiffReader
 
 logger = logging.getLogger(__name__)
 
-_MIN_MPP, _MAX_MPP = POSSIBLE_MPP
-# Maximum relative difference between the width and the height of a px.
-_MAX_STRETCH = 0.03
-# A warning is logged if --mpp differs from the file's mpp by more than this fraction.
-_MAX_CONTRADICTION = 0.1
 _MAX_STRETCH_OF_LEVELS, _PADDING_PX = 4, 1024  # tolerant: some slides pad levels to full tiles
 _BLOCK_PX = 1024
 _MAX_READERS = 4
@@ -56,7 +51,7 @@ class Slide(AbstractContextManager["Slide"]):
         path: Slide file.
         width, height: Size of level 0 in px.
         mpp: Microns per level-0 px.
-        mpp_source: Origin of ``mpp``: "file", or "given" by the user.
+        mpp_source: Origin of ``mpp``: "file", "given", or "given, but the file states 0.5".
         levels: All levels of the slide, level 0 first.
         num_readers: Number of threads that should read concurrently.
         bounds: Scanned area, to which QuPath crops the slide; None if it is the complete slide.
@@ -180,8 +175,7 @@ def open_slide(path: Path, *, mpp: float | None = None, copy: Path | None = None
 
 def _open_reader(path: Path, mpp: float | None) -> tuple[SlideReader, float, str]:
     """Return the reader of a slide file, the microns per level-0 px, and their origin."""
-    if mpp is not None and not _MIN_MPP <= mpp <= _MAX_MPP:
-        raise SlideError(f"{path}: {mpp:g} um/px is impossible; give {_MIN_MPP:g} to {_MAX_MPP:g}")
+    check_given_mpp(path, mpp)
     head = _read_head(path)
     vendor = detect_format(path)
     has_plain_pages = is_tiff(head) and vendor in (None, GENERIC_TIFF)
@@ -202,7 +196,7 @@ def _open_reader(path: Path, mpp: float | None) -> tuple[SlideReader, float, str
         raise SlideError(f"{path}: {_describe_unsupported(path, head)}")
     try:
         _check_levels(path, reader.sizes)
-        mpp, mpp_source = _choose_mpp(path, (tiff and tiff.mpp) or reader.file_mpp, given=mpp)
+        mpp, mpp_source = choose_mpp(path, (tiff and tiff.mpp) or reader.file_mpp, given=mpp)
     except SlideError:
         reader.close()
         raise
@@ -250,25 +244,3 @@ def _describe_unsupported(path: Path, head: bytes) -> str:
     if path.suffix.lower() in _TABLE_SUFFIXES:
         return "is a table; give it as --manifest to map, or as --slides to prepare"
     return "not a slide that OpenSlide reads"
-
-
-def _choose_mpp(
-    path: Path, file_mpp: tuple[float, float] | None, *, given: float | None
-) -> tuple[float, str]:
-    if given is not None:
-        if file_mpp is not None and abs(file_mpp[0] / given - 1) > _MAX_CONTRADICTION:
-            logger.warning("%s: %g um/px is given; the file states %g", path, given, file_mpp[0])
-        return given, "given"
-    if file_mpp is None:
-        raise SlideError(f"{path}: the file does not state its microns per pixel; give --mpp")
-    x, y = file_mpp
-    if not all(_MIN_MPP <= value <= _MAX_MPP for value in file_mpp):
-        raise SlideError(
-            f"{path}: the file states {x:g} x {y:g} um per pixel, which is impossible; give --mpp"
-        )
-    if abs(x / y - 1) > _MAX_STRETCH:
-        raise SlideError(
-            f"{path}: its pixels are not square ({x:g} x {y:g} um); give --mpp if these values "
-            "are wrong, else resample the slide"
-        )
-    return (x + y) / 2, "file"
