@@ -4,7 +4,6 @@ import pytest
 
 from wsi_idc.slides.resolution import mpp_caution
 
-
 STATED = "given, but the file states 0.5"
 
 
