@@ -30,7 +30,7 @@ def choose_mpp(
 
     Args:
         path: Slide file.
-        file_mpp: Width and height of a px in um, from the file; None if the file has no such values.
+        file_mpp: Width and height of a px in um, from the file; None if the file has no values.
         given: Microns per px that the user gives; None if the user gives none.
 
     Returns:
