@@ -26,8 +26,10 @@ def novelty_of_pack(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean novelty of each test patient of a pack, and the patient's limit."""
     rows = np.flatnonzero(np.isin(pack.patient_of, choose_patients(predictor, pack, "test")))
-    parts = list(predictor.predict(pack, rows, device_config=device_config))
-    return _means(predictor, RawPrediction.concatenate(parts), pack.patient_of[rows])
+    prediction = RawPrediction.concatenate(
+        predictor.predict(pack, rows, device_config=device_config)
+    )
+    return _means(predictor, prediction, pack.patient_of[rows])
 
 
 def novelty_of_slide(
@@ -44,7 +46,7 @@ def novelty_of_slide(
         settings = SlideSettings(stride_px=stride_px)
         reader = tile_slide(slide, settings, patch_px=spec.patch_px, mpp=spec.mpp).patches
         with predictor.batch_predictor(device_config=device_config, batch_size=64) as predict:
-            prediction = RawPrediction.concatenate(list(predict(reader.batches(64))))
+            prediction = RawPrediction.concatenate(predict(reader.batches(64)))
     region = reader.row_col // (region_cells * spec.patch_px // stride_px)
     _, code = np.unique(region, axis=0, return_inverse=True)
     return _means(predictor, prediction, code.ravel(), overlap=(spec.patch_px / stride_px) ** 2)

@@ -40,7 +40,7 @@ def main() -> None:
     for precision in ("fp32", "bf16"):
         device_config = select_device("cpu", precision)
         parts = predictor.predict(pack, rows, device_config=device_config, cam=CamSpec())
-        raw[precision] = RawPrediction.concatenate(list(parts))
+        raw[precision] = RawPrediction.concatenate(parts)
     fp32, bf16 = (predictor.aggregate(raw[key].logit).probability for key in ("fp32", "bf16"))
     difference = np.abs(bf16 - fp32)
     label = pack.index["label"].to_numpy()[rows]

@@ -165,7 +165,7 @@ def test_slides_of_any_size_are_compiled_once(
     models = [trained.build()]
     with batch_predictor(lambda: models, device_config=config, batch_size=30) as predict_batches:
         first, second = (
-            RawPrediction.concatenate(list(predict_batches(slide))).logit
+            RawPrediction.concatenate(predict_batches(slide)).logit
             for slide in ([patches[:30], patches[30:]], [patches[:3]])
         )
     assert (len(first), len(second)) == (40, 3)

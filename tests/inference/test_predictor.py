@@ -37,7 +37,7 @@ def raw(
 ) -> RawPrediction:
     device_config = select_device("cpu")
     parts = predictor.predict(pack, rows, device_config=device_config, batch_size=32, cam=cam)
-    return RawPrediction.concatenate(list(parts))
+    return RawPrediction.concatenate(parts)
 
 
 def idc_softmax(logit: np.ndarray, temperature: float = 1.0) -> np.ndarray:

@@ -108,11 +108,8 @@ def cam_quality(
 
         def predict(patches: Patches) -> RawPrediction:
             starts = range(0, len(patches), batch_size)
-            parts = []
-            for part in predict_batches(patches[start : start + batch_size] for start in starts):
-                parts.append(part)
-                bar.update(len(part.logit))
-            return RawPrediction.concatenate(parts)
+            batches = (patches[start : start + batch_size] for start in starts)
+            return RawPrediction.concatenate(predict_batches(batches), bar)
 
         prediction = predict(idc)
         maps = _cams(prediction)

@@ -199,16 +199,12 @@ def _predict(
     device_config: DeviceConfig,
     batch_size: int,
 ) -> RawPrediction:
-    batches = []
     device_config.throughput.start()
+    batches = predictor.predict(pack, rows, device_config=device_config, batch_size=batch_size)
     with progress(len(rows), what="predicting") as bar:
-        for batch in predictor.predict(
-            pack, rows, device_config=device_config, batch_size=batch_size
-        ):
-            batches.append(batch)
-            bar.update(len(batch.logit))
+        raw_prediction = RawPrediction.concatenate(batches, bar)
     device_config.throughput.log("predicted")
-    return RawPrediction.concatenate(batches)
+    return raw_prediction
 
 
 def _predictions_table(

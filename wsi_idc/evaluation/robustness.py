@@ -50,11 +50,8 @@ def robustness(
         predictor.batch_predictor(device_config=device_config, batch_size=batch_size) as predict,
     ):
         for name, change in changes.items():
-            parts = []
-            for part in predict(chunks, read=lambda chunk, change=change: change(read(chunk))):
-                parts.append(part)
-                bar.update(len(part.logit))
-            prediction = RawPrediction.concatenate(parts)
+            parts = predict(chunks, read=lambda chunk, change=change: change(read(chunk)))
+            prediction = RawPrediction.concatenate(parts, bar)
             probability = predictor.aggregate(prediction.logit).probability
             metrics = all_metrics(label, probability, threshold=predictor.threshold)
             called = float((probability >= predictor.threshold).mean())

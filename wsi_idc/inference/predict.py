@@ -63,9 +63,14 @@ class RawPrediction:
         return RawPrediction(*parts)
 
     @staticmethod
-    def concatenate(parts: Sequence["RawPrediction"]) -> "RawPrediction":
-        """Join predictions of consecutive patches into one prediction."""
-        columns = zip(*(part._arrays() for part in parts), strict=True)
+    def concatenate(parts: Iterable["RawPrediction"], bar: Any = None) -> "RawPrediction":
+        """Join predictions of consecutive patches; ``bar`` is a progress bar of the patches."""
+        arrays = []
+        for part in parts:
+            arrays.append(part._arrays())
+            if bar is not None:
+                bar.update(len(part.logit))
+        columns = zip(*arrays, strict=True)
         joined: list[Any] = [None if c[0] is None else np.concatenate(c) for c in columns]
         return RawPrediction(*joined)
 
