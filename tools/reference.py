@@ -152,7 +152,8 @@ def _files(folder: Path) -> Iterator[str]:
     from wsi_idc.maps.map_writer import write_map
     from wsi_idc.maps.patient_file import write_patient_file
     from wsi_idc.maps.patient_map import PatientMap, PatientPatches
-    from wsi_idc.models.checkpoint import Checkpoint, InputSpec, Smoothing
+    from wsi_idc.models.checkpoint import Checkpoint, InputSpec
+    from wsi_idc.models.smoothing import NeighborModel, Smoothing
 
     text = TEXT["files"]
     yield text["head"]
@@ -202,8 +203,8 @@ def _files(folder: Path) -> Iterator[str]:
     content = _checkpoint(folder / "c.pt")
     kinds = {name: (_type_of(value),) for name, value in content.items()}
     meanings = {**_fields(Checkpoint), **_fields(InputSpec, "input."), **text["checkpoint"]}
-    meanings |= _fields(Smoothing, "smoothing.")
-    for group in ("input", "smoothing"):
+    meanings |= {**_fields(Smoothing, "smoothing."), **_fields(NeighborModel, "neighbors.")}
+    for group in ("input", "smoothing", "neighbors"):
         kinds |= {f"{group}.{k}": (_type_of(v),) for k, v in content[group].items()}
     yield from _rows(kinds, meanings, spare=("source", "fingerprint"))
     yield text["run"]
@@ -281,11 +282,11 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         FORMAT,
         Checkpoint,
         InputSpec,
-        Smoothing,
         read_state,
         save_checkpoint,
     )
     from wsi_idc.models.novelty import NoveltyModel
+    from wsi_idc.models.smoothing import NeighborModel, Smoothing
 
     spec = InputSpec(_SIDE, 4.0, None, (0.5,) * 3, (0.2,) * 3)
     names, smoothing = ("non-IDC", "IDC"), Smoothing(1.0, 1.0, 0.5)
@@ -297,6 +298,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
             **plain,
             split_spec="auto",
             smoothing=smoothing,
+            neighbors=NeighborModel((0.0,) * 6, 0.0, 0.5, 200.0),
             novelty=NoveltyModel("features", *(torch.zeros(2),) * 3, 0.5, 0.1),
         ),
     )

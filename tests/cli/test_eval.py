@@ -10,7 +10,8 @@ import pytest
 
 from tests.cli.commands import RunCommand
 from tests.packs import names
-from wsi_idc.models.checkpoint import Checkpoint, Smoothing, save_checkpoint
+from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
+from wsi_idc.models.smoothing import Smoothing
 from wsi_idc.training.runs import Run
 
 

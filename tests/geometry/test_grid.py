@@ -10,6 +10,8 @@ from wsi_idc.geometry.grid import (
     cells_of,
     crop_center,
     mosaic,
+    neighbor_fraction,
+    ring_means,
     scatter_to_grid,
     shape_of,
     smooth,
@@ -95,3 +97,20 @@ def test_center_of_a_block_is_weighted_by_area():
     assert cropped.shape == (1, 3, 3)
     np.testing.assert_allclose(cropped[0, 0], [0.5, 1.5, 2.5])
     np.testing.assert_allclose(crop_center(np.full((2, 7, 7), 3.0), fraction=0.6), 3.0)
+
+
+def test_ring_means_average_the_patches_at_each_distance():
+    row_col = np.argwhere(np.ones((5, 5))).astype(np.int32)
+    values = np.arange(25.0)
+    center = ring_means(values, row_col)[12]
+    np.testing.assert_array_equal(center, [12] * 6)
+    corner = ring_means(values, row_col)[0]
+    # Right and below: 1 and 5; diagonal: 6; at two cells: 2 and 10; knight's moves: 7 and 11; 12.
+    np.testing.assert_array_equal(corner, [0, 3, 6, 6, 9, 12])
+    lonely = ring_means(np.array([3.0]), np.array([[7, 9]], np.int32))
+    np.testing.assert_array_equal(lonely, [[3] * 6])
+
+
+def test_neighbor_fraction_counts_the_eight_cells():
+    row_col = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [5, 5]], np.int32)
+    np.testing.assert_allclose(neighbor_fraction(row_col), [3 / 8] * 4 + [0])

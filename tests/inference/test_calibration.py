@@ -14,7 +14,7 @@ from wsi_idc.inference.calibration import (
     smoothed_probability,
 )
 from wsi_idc.metrics.classification import ece
-from wsi_idc.models.checkpoint import Smoothing
+from wsi_idc.models.smoothing import Smoothing
 
 
 def pairs(odds: np.ndarray) -> np.ndarray:
@@ -140,7 +140,7 @@ def test_both_thresholds_apply_after_their_temperature(options: dict, choose):
 
 def smoothed(probability: np.ndarray, patient: np.ndarray, cells: np.ndarray, **smoothing: float):
     values = Smoothing(**{"temperature": 1.0, "threshold": 0.5, **smoothing})
-    return smoothed_probability(probability, patient, cells, smoothing=values, patch_um=200.0)
+    return smoothed_probability(probability, patient, cells, smoothing=values, cell_um=200.0)
 
 
 def test_smoothing_stays_within_a_patient_in_any_order():

@@ -11,7 +11,8 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.models.cam import CamSpec, logits_and_cam
-from wsi_idc.models.checkpoint import Checkpoint, Smoothing, load_checkpoint, save_checkpoint
+from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from wsi_idc.models.smoothing import NeighborModel, Smoothing
 from wsi_idc.runtime.device import select_device
 
 
@@ -103,6 +104,21 @@ def test_smoothing_is_the_mean_of_the_checkpoints_smoothing(trained: Checkpoint,
     smoothing = Predictor((trained, other), smooth=True).smoothing
     assert smoothing.sigma_um == pytest.approx((trained.smoothing.sigma_um + 100) / 2)
     assert smoothing.threshold == pytest.approx((trained.smoothing.threshold + 0.9) / 2)
+
+
+def test_the_neighbor_model_replaces_the_gaussian_if_all_checkpoints_have_one(
+    trained: Checkpoint, other: Checkpoint
+):
+    model = NeighborModel((1.0, 0, 0, 0, 0, 0), bias=0.5, threshold=0.2, patch_um=200.0)
+    first = replace(trained, neighbors=model)
+    assert Predictor((first,)).smoothing is None
+    assert Predictor((first,), smooth=True).smoothing == model
+    second = replace(other, neighbors=replace(model, weights=(3.0, 2, 0, 0, 0, 0), threshold=0.4))
+    mean = Predictor((first, second), smooth=True).smoothing
+    assert isinstance(mean, NeighborModel)
+    assert mean.weights == (2, 1, 0, 0, 0, 0)
+    assert (mean.bias, mean.threshold, mean.patch_um) == (0.5, pytest.approx(0.3), 200)
+    assert isinstance(Predictor((first, other), smooth=True).smoothing, Smoothing)
 
 
 def test_patients_are_those_of_any_checkpoint(trained: Checkpoint, other: Checkpoint):

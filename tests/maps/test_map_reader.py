@@ -332,7 +332,7 @@ CAM_CLAIM = {"shape": (3, 256, 256), "dtype": "f4", "chunks": (1, 64, 64)}
         (_set(provenance="[" * 100_000), "not a usable map"),
         (_set(smoothing=NO_SMOOTHING), "threshold of the smoothed probabilities is out of range"),
         (_set(smoothing="[1]"), "not a usable map"),
-        (_set(smoothing='{"a": 1}'), "sigma_um"),
+        (_set(smoothing='{"a": 1}'), "threshold"),
         (lambda file: file.__delitem__("label"), "/label is not a dataset"),
         (lambda file: file["label"].__setitem__(0, 7), "/label has values outside -1 to 1"),
         (lambda file: file["row_col"].__setitem__((0, 0), 10**6), "larger than any slide"),

@@ -31,10 +31,10 @@ def test_a_saved_checkpoint_is_read_unchanged_also_without_the_later_fields(
         assert torch.equal(copy.state[name], value)
     assert replace(copy, state={}) == replace(trained, state={})
     content = torch.load(path, weights_only=True)
-    later = ("inherited", "smoothing", "novelty")
+    later = ("inherited", "smoothing", "neighbors", "novelty")
     torch.save({k: v for k, v in content.items() if k not in later}, path)
     old = load_checkpoint(path)
-    assert (old.inherited, old.smoothing, old.novelty) == ((), None, None)
+    assert (old.inherited, old.smoothing, old.neighbors, old.novelty) == ((), None, None, None)
 
 
 def test_a_saved_novelty_model_is_read_unchanged_and_checked(trained: Checkpoint, tmp_path: Path):

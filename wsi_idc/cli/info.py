@@ -247,6 +247,7 @@ def _describe_checkpoint(file: Path) -> dict[str, Any]:
         "parameters": sum(value.numel() for value in checkpoint.build().parameters()),
         **_attributes(checkpoint, "class_names threshold temperature"),
         "smoothing": checkpoint.smoothing and vars(checkpoint.smoothing),
+        "neighbors": checkpoint.neighbors and checkpoint.neighbors.record(),
         "split": checkpoint.split_spec,
         "patients_of": {role: sorted(checkpoint.patients(role)) for role in roles},
         "config": dict(checkpoint.config),

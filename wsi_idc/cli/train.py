@@ -157,6 +157,7 @@ def _result_record(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool) 
         "threshold_rule": _threshold_rule(checkpoint),
         "temperature": checkpoint.temperature,
         "smoothing": None if checkpoint.smoothing is None else vars(checkpoint.smoothing),
+        "neighbors": None if checkpoint.neighbors is None else vars(checkpoint.neighbors),
         **checkpoint.metrics["val"],
     }
 

@@ -231,7 +231,7 @@ def _predictions_table(
             index["slide"].to_numpy(),
             pack.cells()[rows],
             smoothing=smoothing,
-            patch_um=pack.info.patch_px * pack.info.mpp,
+            cell_um=pack.info.patch_px * pack.info.mpp,
         )
     return table
 

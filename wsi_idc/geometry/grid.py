@@ -13,6 +13,9 @@ from scipy import ndimage
 MAX_CELLS_PER_SIDE = 2_000
 # A patch is interior if its distance from the label border is at least this many patches.
 INTERIOR = 2
+# Squared distances, in cells, of the rings of ``ring_means``.
+RINGS = (0, 1, 2, 4, 5, 8)
+_RING_RADIUS = 2
 
 
 def cells_of(xy: NDArray[np.int32], *, patch_px: int) -> NDArray[np.int32]:
@@ -159,6 +162,53 @@ def border_distance(label: NDArray[np.integer], row_col: NDArray[np.int32]) -> N
             between = steps[tuple(row_col[members].T)] - 1
             distance[members] = np.minimum(between, INTERIOR)
     return distance
+
+
+def ring_means(
+    values: NDArray[np.floating], row_col: NDArray[np.int32], *, step: int = 1
+) -> NDArray[np.float64]:
+    """Average the values of the patches in rings around each patch of one slide.
+
+    A ring is all cells at the same distance from the patch (``RINGS``). Flips and quarter turns of
+    the grid change no mean. If a ring has no patch, its mean is the value of the central patch.
+
+    Args:
+        values: One value per patch, shape (N,).
+        row_col: Row and column of each patch, shape (N, 2).
+        step: Factor of all distances.
+
+    Returns:
+        Means, shape (N, len(RINGS)), float64. The first column is ``values``.
+    """
+    margin = _RING_RADIUS * step
+    inside = row_col + margin
+    rows, cols = shape_of(inside)
+    shape = (rows + margin, cols + margin)
+    grid = scatter_to_grid(values.astype(np.float64), inside, shape=shape, fill=np.nan)
+    means = np.empty((len(values), len(RINGS)))
+    for number, offsets in enumerate(_ring_offsets()):
+        neighbors = np.stack([grid[tuple((inside + step * offset).T)] for offset in offsets])
+        is_patch = ~np.isnan(neighbors)
+        counts = is_patch.sum(axis=0)
+        sums = np.where(is_patch, neighbors, 0).sum(axis=0)
+        means[:, number] = np.where(counts > 0, sums / np.maximum(counts, 1), values)
+    return means
+
+
+def _ring_offsets() -> list[NDArray[np.int64]]:
+    """Return for each ring the row and column offsets of its cells, shape (n, 2)."""
+    rows, cols = np.mgrid[-_RING_RADIUS : _RING_RADIUS + 1, -_RING_RADIUS : _RING_RADIUS + 1]
+    offsets = np.stack([rows.ravel(), cols.ravel()], axis=1)
+    return [offsets[(offsets**2).sum(axis=1) == squared] for squared in RINGS]
+
+
+def neighbor_fraction(row_col: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Return the fraction of the 8 neighboring cells that have a patch, for each patch (N,)."""
+    inside = row_col + 1
+    rows, cols = shape_of(inside)
+    shape = (rows + 1, cols + 1)
+    grid = scatter_to_grid(np.ones(len(row_col)), inside, shape=shape, fill=0)
+    return (ndimage.uniform_filter(grid, 3, mode="constant")[tuple(inside.T)] * 9 - 1) / 8
 
 
 def smooth(

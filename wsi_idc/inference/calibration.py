@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax, softmax
-from scipy.special import logit as log_odds
+from scipy.special import logit as logit_of
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from wsi_idc.core.constants import IDC
-from wsi_idc.geometry.grid import smooth
-from wsi_idc.models.checkpoint import Smoothing
+from wsi_idc.inference.neighbors import ChooseThreshold, complete_rows, fit_neighbor_model
+from wsi_idc.models.smoothing import NeighborModel, Smoothing, smooth_slides
 
 _LOG_TEMPERATURE_BOUNDS = (-3.0, 3.0)
 _MAX_SIGMA_CELLS = 2.0  # a wider Gaussian would average over too much of the slide
@@ -26,18 +26,20 @@ class Calibration:
     Attributes:
         temperature: Divisor of the logits before the softmax.
         threshold: A patch is called IDC if its probability of IDC is at least this value.
-        smoothing: Parameters that smooth the probabilities over neighboring patches.
+        smoothing: Gaussian that smooths the probabilities over neighboring patches.
+        neighbors: Neighbor model; None if too few slides are complete.
     """
 
     temperature: float
     threshold: float
     smoothing: Smoothing
+    neighbors: NeighborModel | None
 
 
 def calibrate(
     logit: NDArray[np.floating],
     label: NDArray[np.integer],
-    patient: NDArray,
+    slide: NDArray,
     row_col: NDArray[np.int32],
     *,
     patch_um: float,
@@ -49,8 +51,8 @@ def calibrate(
     Args:
         logit: Logits of each patch, shape (N, num_classes).
         label: Label of each patch, 0 or 1, shape (N,).
-        patient: Patient of each patch, shape (N,).
-        row_col: Row and column of each patch on the grid of its patient, shape (N, 2).
+        slide: Slide of each patch, shape (N,).
+        row_col: Row and column of each patch on the grid of its slide, shape (N, 2).
         patch_um: Side of a patch in um.
         threshold_by: Criterion for the threshold, "f1" or "youden".
         target_sensitivity: If this is not 0, ``threshold_by`` is ignored: the threshold is the
@@ -58,22 +60,50 @@ def calibrate(
     """
     temperature = fit_temperature(logit, label)
     probability = idc_probability(logit, temperature=temperature)
-    choose = {"f1": best_f1_threshold, "youden": best_youden_threshold}[threshold_by]
+    criteria = {"f1": best_f1_threshold, "youden": best_youden_threshold}
+    choose: ChooseThreshold = criteria[threshold_by]
     if target_sensitivity:
         choose = partial(sensitivity_threshold, target=target_sensitivity)
-    smoothed_odds = partial(_smoothed_log_odds, probability, patient, row_col)
+    odds = _log_odds(probability)
+    complete = complete_rows(label, slide, row_col)
+    # Missing patches can depend on the label. So only complete slides show how much to smooth.
+    rows = complete if len(np.unique(label[complete])) > 1 else np.arange(len(label))
+    smoothing = _fit_gaussian(
+        odds[rows], label[rows], slide[rows], row_col[rows], patch_um=patch_um, choose=choose
+    )
+    neighbors = fit_neighbor_model(
+        *(odds[complete], label[complete], slide[complete], row_col[complete]),
+        patch_um=patch_um,
+        choose_threshold=choose,
+    )
+    return Calibration(temperature, choose(label, probability), smoothing, neighbors)
+
+
+def _fit_gaussian(
+    odds: NDArray[np.float64],
+    label: NDArray[np.integer],
+    slide: NDArray,
+    row_col: NDArray[np.int32],
+    *,
+    patch_um: float,
+    choose: ChooseThreshold,
+) -> Smoothing:
+    """Fit the width, the temperature and the threshold of the Gaussian."""
+
+    def smoothed(sigma_um: float) -> NDArray[np.float64]:
+        gaussian = Smoothing(sigma_um, temperature=1.0, threshold=0.5)
+        return smooth_slides(gaussian, odds, slide, row_col, cell_um=patch_um)
 
     def loss(sigma_cells: float) -> float:
-        pairs = _as_logits(smoothed_odds(sigma_cells))
+        pairs = _as_logits(smoothed(sigma_cells * patch_um))
         return _cross_entropy(pairs / fit_temperature(pairs, label), label)
 
     optimum = minimize_scalar(loss, bounds=(0, _MAX_SIGMA_CELLS), options={"xatol": 0.01})
-    sigma_cells = float(optimum.x)
-    odds = smoothed_odds(sigma_cells)
-    smoothed_temperature = fit_temperature(_as_logits(odds), label)
-    smoothed = expit(odds / smoothed_temperature).astype(np.float32)
-    smoothing = Smoothing(sigma_cells * patch_um, smoothed_temperature, choose(label, smoothed))
-    return Calibration(temperature, choose(label, probability), smoothing)
+    sigma_um = float(optimum.x) * patch_um
+    smoothed_odds = smoothed(sigma_um)
+    temperature = fit_temperature(_as_logits(smoothed_odds), label)
+    probability = expit(smoothed_odds / temperature).astype(np.float32)
+    return Smoothing(sigma_um, temperature, choose(label, probability))
 
 
 def idc_probability(logit: NDArray[np.floating], *, temperature: float) -> NDArray[np.float32]:
@@ -83,39 +113,28 @@ def idc_probability(logit: NDArray[np.floating], *, temperature: float) -> NDArr
 
 def smoothed_probability(
     probability: NDArray[np.floating],
-    patient: NDArray,
+    slide: NDArray,
     row_col: NDArray[np.int32],
     *,
-    smoothing: Smoothing,
-    patch_um: float,
+    smoothing: Smoothing | NeighborModel,
+    cell_um: float,
 ) -> NDArray[np.float32]:
     """Smooth the probability of each patch over its neighbors on the grid; return shape (N,).
 
-    The log odds of the patch and its neighbors are averaged; the mean is divided by a temperature.
-    The weight of a neighbor is a Gaussian function of its distance.
-
     Args:
         probability: Probability of IDC of each patch, shape (N,).
-        patient: Patient of each patch, shape (N,). A neighbor is a patch of the same patient.
-        row_col: Row and column of each patch on the grid of its patient, shape (N, 2).
-        smoothing: Width of the Gaussian function, and temperature.
-        patch_um: Side of a patch in um.
+        slide: Slide of each patch, shape (N,). A neighbor is a patch of the same slide.
+        row_col: Row and column of each patch on the grid of its slide, shape (N, 2).
+        smoothing: Gaussian or neighbor model.
+        cell_um: Side of a grid cell in um.
     """
-    odds = _smoothed_log_odds(probability, patient, row_col, smoothing.sigma_um / patch_um)
-    return expit(odds / smoothing.temperature).astype(np.float32)
+    odds = smooth_slides(smoothing, _log_odds(probability), slide, row_col, cell_um=cell_um)
+    return expit(odds).astype(np.float32)
 
 
-def _smoothed_log_odds(
-    probability: NDArray[np.floating],
-    patient: NDArray,
-    row_col: NDArray[np.int32],
-    sigma_cells: float,
-) -> NDArray[np.float64]:
+def _log_odds(probability: NDArray[np.floating]) -> NDArray[np.float64]:
     clipped = np.clip(probability.astype(np.float64), _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
-    odds = log_odds(clipped)
-    _, code = np.unique(patient, return_inverse=True)
-    for rows in np.split(np.argsort(code, kind="stable"), np.cumsum(np.bincount(code))[:-1]):
-        odds[rows] = smooth(odds[rows], row_col[rows], sigma=sigma_cells)
+    odds: NDArray[np.float64] = logit_of(clipped)
     return odds
 
 

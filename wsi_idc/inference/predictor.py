@@ -20,10 +20,11 @@ from wsi_idc.inference.calibration import idc_probability
 from wsi_idc.inference.predict import BatchPredictor, RawPrediction, batch_predictor, predict
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layers import check_cam_layer, default_cam_layer
-from wsi_idc.models.checkpoint import Checkpoint, Smoothing
+from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.novelty import NoveltyModel
 from wsi_idc.models.registry import architecture
+from wsi_idc.models.smoothing import NeighborModel, Smoothing
 
 # Largest accepted relative difference of mpp. Networks tolerate it; many files have a rounded mpp.
 MPP_TOLERANCE = 0.1
@@ -101,10 +102,18 @@ class Predictor:
         return float(np.mean([checkpoint.threshold for checkpoint in self.checkpoints]))
 
     @property
-    def smoothing(self) -> Smoothing | None:
-        """Mean of the checkpoints' smoothing parameters; None if ``smooth`` is False."""
+    def smoothing(self) -> Smoothing | NeighborModel | None:
+        """Mean neighbor model of the checkpoints; None if ``smooth`` is False.
+
+        If a checkpoint has no neighbor model, the result is the mean Gaussian of the checkpoints.
+        """
         if not self.smooth:
             return None
+        models = [c.neighbors for c in self.checkpoints if c.neighbors is not None]
+        if len(models) == len(self.checkpoints):
+            weights = np.mean([model.weights for model in models], axis=0)
+            numbers = np.mean([(m.bias, m.threshold, m.patch_um) for m in models], axis=0)
+            return NeighborModel(tuple(map(float, weights)), *map(float, numbers))
         each = [astuple(c.smoothing) for c in self.checkpoints if c.smoothing]
         return Smoothing(*(float(np.mean(values)) for values in zip(*each, strict=True)))
 

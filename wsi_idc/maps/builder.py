@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -261,10 +261,10 @@ class MapBuilder:
         if smoothing is not None:
             smoothed = smoothed_probability(
                 combined.probability,
-                np.zeros(len(patches.row_col), np.int64),  # all patches have the same patient
+                np.zeros(len(patches.row_col), np.int64),  # all patches have the same slide
                 patches.row_col,
                 smoothing=smoothing,
-                patch_um=patches.cell_px * patches.mpp,
+                cell_um=patches.cell_px * patches.mpp,
             )
         return PatientMap(
             **vars(patches) | vars(combined) | {"provenance": provenance(**patches.provenance)},
@@ -281,7 +281,7 @@ class MapBuilder:
             flag_bits={} if prediction.flags is None else dict(FLAGS),
             exclude_flagged=self.exclude_flagged,
             smoothed=smoothed,
-            smoothing=None if smoothing is None else asdict(smoothing),
+            smoothing=None if smoothing is None else smoothing.record(),
             cam=prediction.cam,
             cam_layer=self._cam_layer,
             cam_method=cam.method,

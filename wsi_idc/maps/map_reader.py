@@ -1,5 +1,6 @@
 """Read map files; every value is checked, because a file may be damaged or manipulated."""
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -279,7 +280,9 @@ def _read_smoothing(attrs: dict[str, Any]) -> dict[str, float] | None:
     if "smoothing" not in attrs:
         return None
     record = parse_json(attrs["smoothing"])
-    smoothing = {name: float(record[name]) for name in ("sigma_um", "temperature", "threshold")}
+    smoothing = {str(name): float(value) for name, value in record.items()}
+    if not all(map(math.isfinite, smoothing.values())):
+        raise ValueError("a value of the smoothing is not a finite number")
     if not 0 <= smoothing["threshold"] <= 1:
         raise ValueError("the threshold of the smoothed probabilities is out of range")
     return smoothing

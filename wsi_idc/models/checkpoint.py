@@ -29,6 +29,7 @@ from wsi_idc.models.checkpoint_files import (
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.novelty import NoveltyModel
 from wsi_idc.models.registry import architecture
+from wsi_idc.models.smoothing import NeighborModel, Smoothing, is_probability
 
 FORMAT = "wsi-idc-checkpoint"
 SCHEMA_VERSION = 1
@@ -71,25 +72,6 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
-class Smoothing:
-    """Parameters that smooth the probability of each patch over its neighbors on the grid.
-
-    Attributes:
-        sigma_um: Standard deviation of the Gaussian that weights the neighbors, in um.
-        temperature: Divisor of the smoothed log odds.
-        threshold: A patch is called IDC if its smoothed probability is at least this value.
-    """
-
-    sigma_um: float
-    temperature: float
-    threshold: float
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.sigma_um < math.inf and _is_calibration(self)):
-            raise ValueError(f"a value of {self} is out of range")
-
-
-@dataclass(frozen=True)
 class Checkpoint:
     """A trained classifier and a record of its training.
 
@@ -109,6 +91,8 @@ class Checkpoint:
         config: Settings of the training.
         inherited: Patients on which the initial weights were trained.
         smoothing: Smoothing that was fitted on the val patients; None in older checkpoints.
+        neighbors: Neighbor model that was fitted on complete val slides; None without such slides,
+            and in older checkpoints.
         novelty: Novelty model of the train patches; None in older checkpoints.
         source: Path of the checkpoint file; None if the checkpoint was not read from a file.
         fingerprint: SHA-256 of the checkpoint file; None if there is no file.
@@ -128,6 +112,7 @@ class Checkpoint:
     config: Mapping[str, Any]
     inherited: tuple[str, ...] = ()
     smoothing: Smoothing | None = None
+    neighbors: NeighborModel | None = None
     novelty: NoveltyModel | None = field(default=None, compare=False)
     source: Path | None = field(default=None, compare=False)
     fingerprint: str | None = field(default=None, compare=False)
@@ -175,7 +160,8 @@ class Checkpoint:
             CheckpointError: The weights do not fit the architecture.
         """
         arch, spec = architecture(self.architecture), self.input
-        if not _is_calibration(self):
+        coldest, warmest = POSSIBLE_TEMPERATURE
+        if not (coldest <= self.temperature <= warmest and is_probability(self.threshold)):
             raise ValueError("the temperature or the threshold is out of range")
         if self.smoothing and self.smoothing.sigma_um > _MAX_SIGMA_CELLS * spec.patch_px * spec.mpp:
             raise ValueError(f"a smoothing of {self.smoothing.sigma_um:g} um is too wide")
@@ -204,11 +190,6 @@ class Checkpoint:
             self.novelty.validate(num_channels(arch, spec.input_px or spec.patch_px, layer))
 
 
-def _is_calibration(values: Checkpoint | Smoothing) -> bool:
-    coldest, warmest = POSSIBLE_TEMPERATURE
-    return coldest <= values.temperature <= warmest and 0 <= values.threshold <= 1
-
-
 def _read_input(content: Any) -> InputSpec:
     input_px = content["input_px"]
     input_px = None if input_px is None else int(input_px)
@@ -219,6 +200,13 @@ def _read_input(content: Any) -> InputSpec:
 def _read_smoothing(content: Any) -> Smoothing | None:
     names = ("sigma_um", "temperature", "threshold")
     return None if content is None else Smoothing(*(float(content[name]) for name in names))
+
+
+def _read_neighbors(content: Any) -> NeighborModel | None:
+    if content is None:
+        return None
+    bias, threshold, patch_um = (float(content[name]) for name in ("bias", "threshold", "patch_um"))
+    return NeighborModel(tuple(map(float, content["weights"])), bias, threshold, patch_um)
 
 
 def _read_novelty(content: Any) -> NoveltyModel | None:
@@ -247,6 +235,7 @@ _STORED: dict[str, Callable[[Any], Any]] = {
     "config": dict,
     "inherited": lambda content: tuple(map(str, content)),
     "smoothing": _read_smoothing,
+    "neighbors": _read_neighbors,
     "novelty": _read_novelty,
 }
 
@@ -277,7 +266,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{SCHEMA_VERSION}; train the model again"
         )
     # Old files do not have these fields.
-    content = {"inherited": (), "smoothing": None, "novelty": None, **content}
+    content = {"inherited": (), "smoothing": None, "neighbors": None, "novelty": None, **content}
     try:
         values = {name: read(content[name]) for name, read in _STORED.items()}
         checkpoint = Checkpoint(**values, source=path, fingerprint=fingerprint)
