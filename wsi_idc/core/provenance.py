@@ -34,7 +34,7 @@ def provenance(**more: Any) -> dict[str, Any]:
 @functools.cache
 def _git_commit() -> str | None:
     package = Path(__file__).resolve().parents[1]
-    if not (package.parent / ".git").exists():  # the package is installed
+    if not (package.parent / ".git").exists():  # an installed package has no repository
         return None
     git = ["git", "-C", str(package), "rev-parse", "HEAD"]
     try:

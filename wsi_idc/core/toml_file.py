@@ -29,7 +29,7 @@ def load_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except OSError as error:
         raise JobError(f"{path}: {error.strerror}; give a job file") from None
-    except (ValueError, RecursionError) as error:  # or TOMLDecodeError, UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
         raise JobError(f"{path}: not a readable TOML file ({error})") from None
 
 

@@ -8,14 +8,14 @@ limits of blur and fold were chosen on every second patient of 26,965 Kaggle pat
   next octave is the difference between Gaussian blurs of 1 and 2 px. The ratio of their energies
   measures focus and does not depend on contrast (Pertuz 2013, doi:10.1016/j.patcog.2012.11.011,
   compares such measures). The ratio is 2 to 4 in sharp tissue. It is 0.3 after a Gaussian blur of
-  1.5 px, also in the haze of an air bubble. A quarter of the blocks of a patch must be blurred.
+  1.5 px and in the haze of an air bubble. A quarter of the blocks of a patch must be blurred.
 - Pen: px with a color that no mixture of hematoxylin and eosin has. Both stains absorb mostly green
   (Ruifrok & Johnston 2001). In green and blue ink, green is brighter than red. Red ink absorbs blue
   as much as green, but not red. Black ink is dark and has no color.
-- Fold: in three tenths of a patch without ink, tissue absorbs half of the blue light. Kothari et
-  al. 2013 (doi:10.4103/2153-3539.117448) find folds by saturation minus intensity, because several
-  layers of tissue are dark and saturated. Dense nuclei are so too, but hematoxylin absorbs less
-  blue than red and green. In blue, a fold therefore differs more from nuclei of one layer.
+- Fold: tissue absorbs half of the blue light in three tenths of a patch without ink. Several layers
+  of tissue are dark and saturated (Kothari et al. 2013, doi:10.4103/2153-3539.117448, use
+  saturation minus intensity). Dense nuclei are also dark and saturated, but hematoxylin absorbs
+  less blue than red and green. Therefore blue separates folds from nuclei of one layer.
 - Glass: px that are nearly white.
 """
 
@@ -27,7 +27,7 @@ BLUR, PEN, FOLD, GLASS = 1, 2, 4, 8
 # Name of each bit of a flag.
 FLAGS = {"blur": BLUR, "pen": PEN, "fold": FOLD, "glass": GLASS}
 _MIN_RATIO = 0.9
-_MIN_ENERGY = 0.02  # gray levels squared; if the second octave has less, the block is blank
+_MIN_ENERGY = 0.02  # squared gray levels; a block with less in the second octave is blank
 # Energy that rounding to integers (1/12) adds to the finest octave.
 _ROUNDING = 0.063
 _MARGIN = 6  # px at each edge of a patch, where a filter also reads the next patch of the batch

@@ -21,7 +21,7 @@ def patch_flags(patches: NDArray[np.uint8], *, mpp: float) -> NDArray[np.uint8]:
     """Return the bits of ``artifacts.FLAGS`` of each patch, shape (N,), uint8.
 
     Patches that are finer than 4 um per px are shrunk to 4 um per px. Coarser patches are not
-    enlarged, because enlarged patches look blurred; they have no flag "blur".
+    enlarged, because enlarged patches look blurred. Coarser patches never have the flag "blur".
 
     Args:
         patches: RGB patches, shape (N, h, w, 3), uint8, for which ``can_flag`` is True.

@@ -182,7 +182,7 @@ class FolderStore(PatchStore):
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # for example, a link to itself
         return False
 
 

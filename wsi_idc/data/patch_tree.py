@@ -31,7 +31,7 @@ def write_patch_tree(pack: Pack, folder: Path) -> int:
     """
     row_of = dict(_names_and_rows(pack))
     for path in folder.rglob("*"):
-        is_hidden = path.name.startswith(".")  # such as a temporary file of a killed process
+        is_hidden = path.name.startswith(".")  # for example, the partial file of a killed process
         if not is_hidden and path.is_file() and path.relative_to(folder).as_posix() not in row_of:
             raise DataError(f"{folder} has other files, such as {path}; give an empty folder")
     sizes = pack.index[["height", "width"]].to_numpy()

@@ -262,7 +262,7 @@ def _cut_all(
                     raise DataError(f"more than {MAX_PATCHES} patches; make several packs")
                 yield result
         finally:
-            stop.set()  # ends the slides that are being cut
+            stop.set()  # ends the cutting of slides in the threads
 
 
 def _table(

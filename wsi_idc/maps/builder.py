@@ -169,7 +169,7 @@ class MapBuilder:
         memory_bytes = 2 * num_bytes + _BUFFER_BYTES
         if self.cam is not None:
             cam_cells = math.prod(self._cam_shape(patch_px=patches.patch_px))
-            num_bytes += 4 * cam_cells * 2 * num_patches  # the mosaic is compressed: no empty cells
+            num_bytes += 4 * cam_cells * 2 * num_patches  # empty cells of the mosaic are compressed
         if with_image:
             num_bytes += image_bytes(patches)
         return PlannedMap(
@@ -196,7 +196,7 @@ class MapBuilder:
         }
 
     def flag_mpp(self, patch_px: int, mpp: float) -> float | None:
-        """Return the microns per px for ``batch_predictor``; None: patches too small for flags."""
+        """Return ``mpp``, or None if the patches are too small for quality flags."""
         if can_flag(patch_px, mpp=mpp):
             return mpp
         if self.exclude_flagged:

@@ -212,8 +212,8 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
     An area is the sum of the areas of grid cells. Each cell is counted once, also if patches
     overlap. The part of a cell beyond the edge of the slide is not counted. With
     ``exclude_flagged``, areas and the largest region leave out flagged patches; fractions and means
-    do not. Agreement with the labels is computed from the patches with a known label. Undefined
-    values are NaN.
+    include them. Agreement with the labels is computed from the patches with a known label.
+    Undefined values are NaN.
     """
     row_col, model = patient_map.row_col, patient_map.model
     cell_mm2 = (patient_map.cell_px * patient_map.mpp / 1000) ** 2

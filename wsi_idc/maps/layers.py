@@ -97,9 +97,9 @@ def layers_of(
 
 
 def flag_numbers(patient_map: PatientMap) -> NDArray[np.uint8]:
-    """Return the number of the flag of each patch, shape (N,): 0 no flag, 1 the first flag.
+    """Return the number of each patch's flag, shape (N,): 0 means no flag, 1 the first flag.
 
-    A patch with several flags has the number of the last of its flags.
+    If a patch has several flags, the last flag gives the number.
     """
     assert patient_map.flags is not None
     numbers = np.zeros_like(patient_map.flags)

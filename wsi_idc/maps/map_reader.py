@@ -298,7 +298,7 @@ def _read_novelty_limit(attrs: dict[str, Any]) -> float | None:
 
 
 def _read_flag_bits(file: h5py.File) -> dict[str, int]:
-    """Read the name and bit of each flag; the bits differ, and each of them is one bit."""
+    """Read the name and bit of each flag; check that the bits are different powers of two."""
     if not hdf5.has_link(file, "flags"):
         return {}
     attrs = read_attributes(file["flags"])

@@ -157,7 +157,7 @@ class PatientMap(PatientPatches):
         novelty_limit: Largest mean novelty that is usual for a patient; None without ``novelty``.
         flags: Bits of the quality flags of each patch, shape (N,), uint8; None in older maps, and
             if patches are too small for flags.
-        flag_bits: For the name of each flag, such as "blur", its bit in ``flags``.
+        flag_bits: Dict from the name of each flag, such as "blur", to its bit in ``flags``.
         exclude_flagged: Whether areas and regions leave out the patches that have a flag.
         patches: Pixels of the patches, shape (N, patch_px, patch_px, 3), uint8; None if the map
             has no picture of the tissue, or was read from a file.
@@ -216,7 +216,7 @@ class PatientMap(PatientPatches):
 
     @property
     def is_counted(self) -> NDArray[np.bool_]:
-        """For each patch, whether it belongs to areas and regions, shape (N,), bool."""
+        """True for each patch that counts in areas and regions, shape (N,), bool."""
         if self.flags is None or not self.exclude_flagged:
             return np.ones(len(self.row_col), bool)
         return self.flags == 0

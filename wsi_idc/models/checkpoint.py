@@ -312,7 +312,7 @@ def load_tensors(path: Path, *, remedy: str) -> tuple[Any, bytes]:
     try:
         if not starts_with(regular_file(path, MAX_BYTES), *_STARTS):
             raise zipfile.BadZipFile
-        data = path.read_bytes()  # only once: a training may replace the file meanwhile
+        data = path.read_bytes()  # read once, because a training may replace the file
         if data.startswith(_STARTS[0]):
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 # torch.save does not compress, so larger members are a decompression bomb.

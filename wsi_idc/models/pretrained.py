@@ -145,7 +145,7 @@ def _set_weights(
     )
     if not is_state_dict or not content:
         raise CheckpointError(f"{path}: not a state dict of weights; {remedy}")
-    if all(name.startswith("module.") for name in content):  # names of DataParallel
+    if all(name.startswith("module.") for name in content):  # DataParallel adds this prefix
         content = {name.removeprefix("module."): value for name, value in content.items()}
     own: dict[str, Tensor] = network.state_dict()
     skipped = (f"{arch.head}.", *_AUXILIARY)

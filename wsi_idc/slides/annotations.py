@@ -189,7 +189,7 @@ def _repair(geometry: "shapely.Geometry") -> "shapely.Geometry":
     import shapely
 
     geometry = shapely.make_valid(geometry, method="structure", keep_collapsed=False)
-    if not geometry.is_valid:  # because of rounding errors
+    if not geometry.is_valid:  # possible because of rounding errors
         geometry = shapely.union_all(shapely.get_parts(geometry), grid_size=_GRID_PX)
     parts = shapely.get_parts(geometry)  # some parts may be lines without an area
     return shapely.MultiPolygon(parts[shapely.area(parts) > 0].tolist())

@@ -124,7 +124,7 @@ def find_slides(paths: Iterable[Path]) -> list[Path]:
 
 
 def _is_folder(path: Path) -> bool:
-    with contextlib.suppress(OSError):  # such as a name that is too long
+    with contextlib.suppress(OSError):  # for example, the name is too long
         return path.is_dir()
     return False
 

@@ -141,7 +141,7 @@ def mask_fingerprint(mask: Path | None) -> str | None:
     """Return the SHA-256 of a mask file; None without a mask. A missing file raises SlideError."""
     if mask is None:
         return None
-    if not mask.is_file():  # not a pipe, which would block open()
+    if not mask.is_file():  # opening a pipe would block
         problem = "not a regular file" if mask.exists() else "no such file"
         raise SlideError(f"{mask}: {problem}; give a mask as PNG")
     return sha256(mask)

@@ -125,7 +125,7 @@ def _load(path: Path) -> Image.Image:
                     f"{path}: the pixels have mode {image.mode}; save 8 bits per channel"
                 )
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # turns the picture as viewers do
+            ImageOps.exif_transpose(image, in_place=True)  # image viewers turn the picture too
             return image
     except Image.DecompressionBombError:
         raise SlideError(_too_large(path, f"more than {2 * MAX_PX}")) from None

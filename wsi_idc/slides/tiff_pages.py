@@ -281,6 +281,6 @@ def _per_px(page: Any, um: float) -> tuple[float, float]:
 
 def _um(unit: str) -> float:
     """Return the length of a unit in microns; raise KeyError if the unit is unknown."""
-    for micro in ("µ", "μ", "\\u00B5"):  # micro sign, Greek mu, escaped in ImageJ's text
+    for micro in ("µ", "μ", "\\u00B5"):  # micro sign, Greek mu, ImageJ's escaped micro sign
         unit = unit.replace(micro, "u")
     return _UM[unit]

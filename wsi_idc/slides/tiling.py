@@ -68,7 +68,7 @@ def tile_slide(slide: Slide, settings: SlideSettings, *, patch_px: int, mpp: flo
     Raises:
         SlideError: The slide or its mask cannot be used, or has no tissue.
     """
-    check_size(slide, patch_px=patch_px, mpp=mpp)  # before the thumbnail is read
+    check_size(slide, patch_px=patch_px, mpp=mpp)  # fast, so it is before the thumbnail
     thumbnail, tissue = find_tissue(
         slide,
         threshold=settings.tissue_threshold,
