@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from tests.report.browser import needs_chromium
-from tests.slides.tiffs import halved, write_tiff
+from tests.slides.tiffs import halved, write_scn, write_tiff
 from tests.small_maps import EVIL, hand_map, slide_view, write_hand_map
 from tests.view.browser import Browser
 from tests.view.servers import running
 from wsi_idc.maps.map_writer import write_map
+from wsi_idc.slides.slide import open_slide
 from wsi_idc.view.catalog import read_catalog
 from wsi_idc.view.server import HOST
 
@@ -262,6 +263,52 @@ def test_overlay_and_tissue_agree_at_the_last_cell_of_a_large_grid(tmp_path: Pat
         assert white > 0
         assert covered > 0
         assert abs(white - covered) <= 4  # quarters of a px of level 0
+        assert browser.problems == []
+
+
+def test_overlay_and_tissue_agree_on_a_slide_with_bounds(tmp_path: Path):
+    # The scanned area begins at x 1000, y 500 of the glass. Its last cell is dark.
+    area = np.full((800, 1200, 3), 220, np.uint8)
+    area[400:, 800:] = (60, 20, 90)
+    slide = write_scn(tmp_path / "s.scn", area, x=1000, y=500, glass=(3000, 2000), mpp=0.5)
+    with open_slide(slide) as opened:
+        size, bounds = (opened.width, opened.height), opened.bounds
+    assert bounds is not None
+    corner = np.array([bounds.x, bounds.y])
+    row_col = np.argwhere(np.ones((2, 3))).astype(np.int32)
+    view = replace(slide_view(), name="s.scn", mpp=0.5, width=size[0], height=size[1])
+    write_slide_map(
+        tmp_path / "maps" / "P1.h5",
+        slide,
+        (2, 3),
+        slide=replace(view, bounds=bounds),
+        coords=(row_col[:, ::-1] * 400 + corner).astype(np.int32),
+        probability=np.array([0, 0, 0, 0, 0, 1], np.float32),
+        cam=None,
+    )
+    with (
+        running(read_catalog([tmp_path / "maps"])) as server,
+        Browser(tmp_path) as browser,
+    ):
+        browser.open(server.address)
+        x, y = int(corner[0]) + 800, int(corner[1]) + 400
+        browser.ask(
+            f"view.state.called.isShown = false; view.state.probability.opacity = 1;"
+            f"view.panes[0].move({{x: {x}, y: {y}, z: 1}}, true)"
+        )
+        browser.wait_for_tiles()
+        across, down = browser.ask(
+            f"{PROBE} const across = [], down = [], x0 = {x}, y0 = {y};"
+            "const pair = (px, py) => [tissue(px, py)[1] < 120, layer(px, py)[3] > 127];"
+            "for (let step = -8; step < 8; step++) {"
+            "across.push(pair(x0 + step, y0 + 9)); down.push(pair(x0 + 9, y0 + step));"
+            "} return [across, down]"
+        )
+        for steps in (across, down):
+            dark, covered = (int(np.argmax(column)) for column in np.array(steps).T)
+            assert dark > 0
+            assert covered == 8
+            assert abs(dark - covered) <= 1
         assert browser.problems == []
 
 
