@@ -73,7 +73,7 @@ def test_synthetic_patches_can_be_split(tmp_path: Path, num_patches: int):
 
 def test_the_bundled_model_can_be_measured(cohort: Pack):
     bundled, name = fixtures.make_checkpoint("bundled", input_size=0, pack=cohort)
-    with pytest.raises(CheckpointError, match="of 96 px, not 32; omit --input-size"):
+    with pytest.raises(CheckpointError, match="of 96 px, not 32; leave out --input-size"):
         fixtures.make_checkpoint("bundled", input_size=32, pack=cohort)
     assert bundled.fingerprint is not None
     assert name == f"the bundled {bundled.architecture} at {bundled.input.input_px} px"

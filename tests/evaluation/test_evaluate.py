@@ -63,7 +63,7 @@ def test_all_patients_are_evaluated_if_none_is_in_the_split(trained: Checkpoint,
 
 def test_a_split_without_patients_in_the_data_is_refused(trained: Checkpoint, cohort: Pack):
     known = replace(trained, split=dict.fromkeys(trained.split, "val"))
-    with pytest.raises(DataError, match="all patients there are train or val patients"):
+    with pytest.raises(DataError, match="all its patients are train or val patients"):
         choose_patients(Predictor((known,)), cohort, "test")
     some = {p: role for p, role in trained.split.items() if role != "test"}
     with pytest.raises(DataError, match="use --split unseen"):
@@ -71,7 +71,7 @@ def test_a_split_without_patients_in_the_data_is_refused(trained: Checkpoint, co
 
 
 def test_an_evaluation_of_patients_in_no_split_has_a_note(trained: Checkpoint, cohort: Pack):
-    note = "no patient is in the split of a checkpoint, so all patients are evaluated"
+    note = "no checkpoint has a patient of these data, so all patients are evaluated"
     assert note in run(replace(trained, split={}), cohort, cohort.patients).notes
     assert note not in run(trained, cohort).notes
 

@@ -100,7 +100,7 @@ def test_export_sets_bad_maps_aside(tmp_path: Path):
         "not a usable map (Unable to synchronously open file (file signature not found))",
         "the corners of the patches are not on a grid of 50 px",
         "both classes have the same name",
-        f"has the same patient P1 as {good}",
+        f"{good} is also a map of P1",
     ]
     assert names_in(tmp_path / "out") == ["P1.csv"]
 

@@ -129,7 +129,7 @@ def test_a_finished_search_is_only_read(done: SearchResult, small: Pack):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("thesis.tex", "years of work", "is not empty and no search; give the search another name"),
+        ("thesis.tex", "years of work", "has files but no search; give the search another name"),
         ("search.json", "{", "not readable .*; give the search another name"),
         ("search.json", "[]", "this is not a record of a search; give the search another name"),
         (

@@ -163,8 +163,8 @@ def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpo
         size = bundled.input.input_px or bundled.input.patch_px
         if input_size not in (0, size):
             raise CheckpointError(
-                f"the bundled model needs an input of {size} px, not {input_size}; omit "
-                f"--input-size, or give --model {bundled.architecture}"
+                f"the bundled model needs an input of {size} px, not {input_size}; leave "
+                f"out --input-size, or give --model {bundled.architecture}"
             )
         return bundled, f"the bundled {bundled.architecture} at {size} px"
     arch, info = architecture(model), pack.info

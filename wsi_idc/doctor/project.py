@@ -59,7 +59,7 @@ def runs() -> Iterator[CheckResult]:
     try:
         default = default_checkpoint(DEFAULT_RUNS)
     except RunError as error:
-        yield CheckResult("default checkpoint", str(error), PROBLEM, "wsi-idc use RUN or bundled")
+        yield CheckResult("default checkpoint", str(error), PROBLEM, "choose one with wsi-idc use")
         return
     size = (default or bundled_checkpoint()).stat().st_size / 1e6
     yield CheckResult("default checkpoint", f"{default or 'the bundled model'}, {size:.1f} MB")

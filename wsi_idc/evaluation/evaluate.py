@@ -74,7 +74,7 @@ def choose_patients(
         chosen = available.intersection(*groups)
     if not chosen:
         owner = "the checkpoint" if len(predictor.checkpoints) == 1 else "all checkpoints"
-        remedy = "use --split unseen" if unseen else "all patients there are train or val patients"
+        remedy = "use --split unseen" if unseen else "all its patients are train or val patients"
         raise DataError(f"{pack.path} contains none of the {split} patients of {owner}; {remedy}")
     seen = sorted(chosen & predictor.patients("train"))
     if seen and not allow_seen:
@@ -149,7 +149,7 @@ def evaluate(
             "then, slides of the training may be evaluated here"
         )
     if split == "test" and _is_new_data(predictor, pack):
-        notes.insert(0, "no patient is in the split of a checkpoint, so all patients are evaluated")
+        notes.insert(0, "no checkpoint has a patient of these data, so all patients are evaluated")
     if raw.metrics["ece"] > ece_uncalibrated:
         notes.append(
             "the temperature, fitted on val patients, does not improve the calibration here: "

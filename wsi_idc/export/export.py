@@ -74,8 +74,8 @@ def export_maps(paths: Sequence[Path], out: Path, options: ExportOptions) -> Exp
                 other = path_of_map.setdefault(patient_map.map_name, path)
                 if other != path:
                     raise MapError(
-                        f"{path}: has the same patient {patient_map.map_name} as {other}; "
-                        "export this map into another folder"
+                        f"{path}: {other} is also a map of {patient_map.map_name}; "
+                        "export the maps into different folders"
                     )
                 report.written[path] = _export(path, patient_map, out, options)
             except (WsiIdcError, OSError) as error:

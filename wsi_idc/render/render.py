@@ -169,5 +169,5 @@ def _details(panel_input: PanelInput) -> str:
     return (
         f"{num:,} {'patch' if num == 1 else 'patches'}, {called:.0%} called IDC at threshold "
         f"{panel_input.threshold:.2f}; {resolution}; "
-        f"model {architecture}, patient in its split: {role}{excluded}"
+        f"model {architecture}, role of the patient: {role}{excluded}"
     )

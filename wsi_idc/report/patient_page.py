@@ -215,7 +215,7 @@ def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:
         ("versions", _pairs({"python": record.get("python"), **libraries})),
         ("checkpoint", _join([model.get("checkpoint"), f"({model.get('architecture')})"])),
         ("sha256", model.get("sha256")),
-        ("patient in its split", model.get("role_of_patient")),
+        ("role of the patient", model.get("role_of_patient")),
         ("threshold, temperature", f"{patient_map.threshold:.4g}, {patient_map.temperature:.4g}"),
         ("smoothing", _pairs({k: f"{v:.4g}" for k, v in smoothing.items()}) if smoothing else None),
         ("novelty", _novelty(patient_map)),
@@ -228,7 +228,7 @@ def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:
         ("data fingerprint", identity.get("data")),
         ("slide", f"{slide.name}, {slide.width} x {slide.height} px" if slide else None),
         (
-            "scanned area, all that QuPath shows",
+            "scanned area (shown in QuPath)",
             str(slide.bounds) if slide and slide.bounds else None,
         ),
         ("resolution", patient_map.resolution),

@@ -42,7 +42,7 @@ class Range:
         if not -math.inf < self.low < self.high < math.inf:
             return "low must be below high"
         if self.log and self.low <= 0:
-            return "low must be above 0 for log"
+            return "low must be above 0 if log is true"
         if self.step is None:
             return None
         if self.log:
@@ -210,5 +210,5 @@ def _axis(name: str, value: Any, kind: type) -> Axis:
     check_keys(name, value, types)
     for end in ("low", "high"):
         if end not in value:
-            raise JobError(f"{name} lacks {end}")
+            raise JobError(f"{name} has no value {end}")
     return Range(**{key: typed(f"{name}: {key}", v, types[key]) for key, v in value.items()})

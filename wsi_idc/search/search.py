@@ -91,7 +91,7 @@ def _is_started(folder: Path, settings: dict[str, Any]) -> bool:
         if folder.exists() and not folder.is_dir():
             raise JobError(f"{folder} is a file; give the search another name")
         if any(not path.name.startswith(".") for path in folder.glob("*")):
-            raise JobError(f"{folder} is not empty and no search; give the search another name")
+            raise JobError(f"{folder} has files but no search; give the search another name")
         return False
     try:
         record = json.loads(file.read_text(encoding="utf-8"))

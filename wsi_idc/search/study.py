@@ -175,7 +175,7 @@ def _open(journal: Path) -> "optuna.Study":
         return optuna.load_study(storage=storage, study_name=_NAME, pruner=pruner)
     except (ValueError, KeyError) as error:
         raise JobError(
-            f"{journal}: damaged ({type(error).__name__}); give the search another name"
+            f"{journal} is damaged ({type(error).__name__}); give the search another name"
         ) from None
 
 
