@@ -41,7 +41,7 @@ def test_info_of_a_map_has_counts_with_fractions_and_the_role_of_the_patient(
     model = {"role_of_patient": "test", "sha256": "0123456789abcdef" * 4, "notes": "word " * 40}
     written(tmp_path, label=np.array([0, 0, 1, -1], np.int8), model=model)
     shown = values_of(command("info", "P1.h5").out)
-    assert shown["patient"] == "P1 (role in the training of the model: test)"
+    assert shown["patient"] == "P1 (a test patient of the model)"
     assert shown["called idc"] == "2 of 4 patches (50.0%)"
     assert shown["labelled idc"] == "1 of 3 labelled patches (33.3%)"
     assert "sha256 0123456789ab," in shown["model"]

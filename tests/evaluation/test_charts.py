@@ -105,7 +105,12 @@ def test_the_border_chart_has_each_metric_at_each_distance():
 def test_the_weakest_patients_come_first_and_are_named():
     for name, expected in (("auc", "weak best middle"), ("dice", "weak middle best")):
         assert charts.weakest_first(FOUR.patients, name)["patient"].tolist() == expected.split()
-    auc, dice = charts.patients(FOUR).axes
+    figure = charts.patients(FOUR)
+    auc, dice = figure.axes
+    (legend,) = figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["mean of the patients", "95 % interval of the mean", "AUC of chance"]
+    assert auc.get_ylim()[1] < 1.05 and auc.get_ylim()[0] <= 0
     assert texts(auc) == ["weakest:\nweak  0.00"]
     assert auc.get_title().startswith("AUC of 3 patients: mean 0.667")
     assert auc.get_title().endswith("median 1.000; 1 without a value")

@@ -144,7 +144,7 @@ def test_views_have_titles_and_a_notice(tmp_path: Path):
         assert lines[:3] == [
             "Patient P1",
             "4 patches, 50% called IDC at threshold 0.50; 0.5 µm/px (file), patches "
-            "at 4 µm/px; model cnn, role of the patient: test",
+            "at 4 µm/px; model cnn; a test patient of the model",
             NOTICE,
         ]
         titles[view] = lines[3:]

@@ -67,7 +67,7 @@ def test_card_of_a_patient_shows_the_slide_with_most_idc():
 def test_areas_have_the_same_digits_in_the_head_and_on_the_cards():
     page = cohort_page([card("a", area_mm2=0.44, idc_area_mm2=0.16)], {})
     assert "<b>0.44</b> mm² of tissue · <b>0.16</b> mm² called IDC" in page
-    assert "<dd>0.16 mm²</dd><dt>of 0.44 called IDC</dt>" in page
+    assert "<dd>0.16 mm²</dd><dt>called IDC, of 0.44</dt>" in page
     assert "<b>1</b> patient · <b>5</b> patches" in page
 
 

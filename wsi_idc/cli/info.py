@@ -164,11 +164,12 @@ def _describe_map(file: Path) -> dict[str, Any]:
 def _map_in_words(record: dict[str, Any]) -> dict[str, Any]:
     """Replace numbers in the record of a map by text, such as "9 of 90 patches (10.0%)"."""
     from wsi_idc.maps.layers import flags_in_words
+    from wsi_idc.maps.patient_map import role_text
 
-    num, role = record["patches"], record["model"].get("role_of_patient", "unknown")
+    num = record["patches"]
     words = {
         **record,
-        "patient": f"{record['patient']} (role in the training of the model: {role})",
+        "patient": f"{record['patient']} ({role_text(record['model'])})",
     }
     for name in ("called_idc", "called_idc_smoothed"):
         if (value := record[name]) is not None:

@@ -35,6 +35,7 @@ _COMPARABLE_METRICS = [
     if not (METRIC_TABLE[name].depends_on_prevalence or METRIC_TABLE[name].smaller_is_better)
 ]
 _NUM_HISTOGRAM_BINS = 40
+_CHANCE_AUC = 0.5  # AUC of random probabilities
 NUM_NAMED = 5  # number of patients whose ids a figure shows, from the lowest value
 _RESAMPLES_OF_BINS = 500
 
@@ -246,6 +247,9 @@ def patients(evaluation: Evaluation) -> Figure:
     for ax, name in zip(axes, ("auc", "dice"), strict=True):
         _draw_sorted(ax, evaluation.patients, name, evaluation.patient_summary.get(name))
     axes[1].set_xlabel("patients, lowest value first; area of a mark: number of patches")
+    legends = [zip(*ax.get_legend_handles_labels(), strict=True) for ax in axes]
+    marks = {label: mark for legend in legends for mark, label in legend}  # each label once
+    figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
@@ -269,9 +273,14 @@ def _draw_sorted(
     is_weak = np.arange(len(ordered)) < min(NUM_NAMED, len(ordered) // 2)
     colors = np.where(is_weak, OTHER, ACCENT)
     areas = marker_areas(ordered["patches"].to_numpy())
-    ax.axhline(statistics["mean"], color=GRAY, lw=1, zorder=0)
+    ax.axhline(statistics["mean"], color=GRAY, lw=1, zorder=0, label="mean of the patients")
     if not np.isnan(statistics["low"]):
-        ax.axhspan(statistics["low"], statistics["high"], color=GRAY, alpha=0.18, lw=0, zorder=0)
+        band: dict[str, Any] = {"color": GRAY, "alpha": 0.18, "lw": 0, "label": "95 % interval of the mean"}
+        ax.axhspan(statistics["low"], statistics["high"], zorder=0, **band)
+    lowest = 0.0
+    if name == "auc":
+        lowest = _CHANCE_AUC
+        ax.axhline(_CHANCE_AUC, color=GRAY, ls=":", lw=1, zorder=0, label="AUC of chance")
     ax.scatter(place, values, areas, colors, alpha=0.8, edgecolors="white", linewidths=0.5)
     if is_weak.any():
         lines = [
@@ -281,7 +290,7 @@ def _draw_sorted(
         text = "\n".join(["weakest:", *lines])
         style: dict[str, Any] = {"ha": "right", "va": "bottom", "color": OTHER, "fontsize": 9}
         ax.text(0.985, 0.06, text, transform=ax.transAxes, **style)
-    ax.set(xlim=(0.3, len(ordered) + 0.7), ylim=(max(-0.05, min(values.min() - 0.1, 0.6)), 1.05))
+    ax.set(xlim=(0.3, len(ordered) + 0.7), ylim=(min(lowest, values.min()) - 0.04, 1.04))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     mean = _with_interval(*(statistics[key] for key in ("mean", "low", "high")))
     median, num_undefined = number(statistics["median"]), len(table) - len(ordered)

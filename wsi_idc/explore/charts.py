@@ -33,12 +33,13 @@ def class_balance(description: Description, pack: Pack) -> Figure:
     names = label_names(pack)
     present = [label for label in (1, 0, -1) if patients[LABEL_COLUMNS[label]].sum()]
     for place, label in enumerate(present):
-        count = int(patients[LABEL_COLUMNS[label]].sum())
-        overall.bar(place, count, color=LABEL_COLORS[label])
-        text = f"{count:,}\n{count / len(pack):.1%}"
-        overall.annotate(text, (place, count), (0, 3), textcoords="offset points", ha="center")
+        num = int(patients[LABEL_COLUMNS[label]].sum())
+        overall.bar(place, num, color=LABEL_COLORS[label])
+        text = f"{num:,}\n{num / len(pack):.1%}"
+        overall.annotate(text, (place, num), (0, 3), textcoords="offset points", ha="center")
         share = (ordered[LABEL_COLUMNS[label]] / ordered["patches"]).to_numpy()
-        each.stairs(below + share, edges, baseline=below, fill=True, color=LABEL_COLORS[label])
+        options = {"fill": True, "color": LABEL_COLORS[label], "label": names[label]}
+        each.stairs(below + share, edges, baseline=below, **options)
         below = below + share
     overall.set_xticks(range(len(present)), [names[label] for label in present])
     overall.set(title="All patches", ylabel="patches")
@@ -47,6 +48,7 @@ def class_balance(description: Description, pack: Pack) -> Figure:
     each.set(title="Each patient", xlabel="patients, by IDC fraction", ylabel="fraction of patches")
     each.set(xlim=(-0.5, len(ordered) - 0.5), ylim=(0, 1))
     _label_patients(each, ordered["patient"])
+    each.legend(loc="upper right", framealpha=1)
     return figure
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.files import ensure_writable, write_json, write_text
-from wsi_idc.core.text import count_patches
+from wsi_idc.core.text import count, count_patches
 from wsi_idc.data.pack import Pack
 from wsi_idc.explore.charts import CHARTS
 from wsi_idc.explore.patch_figures import PATCH_FIGURES, augmentation, samples
@@ -91,11 +91,14 @@ def _write_page(
     counts, stains = hints["patches"], hints["stain_outliers"]
     totals = [
         ("patients with one class", summary["patients_with_one_class"]),
-        ("patches with 8 neighbors", summary["complete_3x3"]),
-        ("small patches", f"{summary['small_patches']} (inside: {summary['small_inside_slide']})"),
-        *((f"{kind} hints", f"{n}: {hints['rules'][kind]}") for kind, n in counts.items()),
+        ("patches with 8 neighbors", f"{summary['complete_3x3']:,}"),
+        (
+            "small patches",
+            f"{summary['small_patches']:,} ({summary['small_inside_slide']:,} inside the slide)",
+        ),
+        *((f"{kind} hints", f"{n:,}: {hints['rules'][kind]}") for kind, n in counts.items()),
         ("stain outliers", ", ".join(stains) or "none"),
-        ("near duplicates", f"{summary['near_duplicates']['patches']} patches"),
+        ("near duplicates", count(summary["near_duplicates"]["patches"], "patch", "patches")),
     ]
     facts = f"{count_patches(summary['patches'], summary['patients'])}, "
     facts += f"{summary['patch_px']} px at {summary['mpp']:g} µm/px ({summary['mpp_source']})"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_idc.core.constants import NO_ROLE
 from wsi_idc.geometry.bounds import Bounds
 from wsi_idc.geometry.grid import crop_center, mosaic, scatter_to_grid, shape_of
 from wsi_idc.slides.resolution import mpp_caution
@@ -128,6 +129,18 @@ class PatientPatches:
             return self.slide.width, self.slide.height
         rows, cols = self.shape
         return cols * self.cell_px, rows * self.cell_px
+
+
+def role_text(model: Mapping[str, Any]) -> str:
+    """Return the role of a map's patient, such as "a test patient of the model".
+
+    Args:
+        model: Summary of the checkpoints, as in ``PatientMap``.
+    """
+    role = model.get("role_of_patient")
+    if role is None:
+        return "role in the training unknown"
+    return "in no split of the model" if role == NO_ROLE else f"a {role} patient of the model"
 
 
 @dataclass(frozen=True, kw_only=True)

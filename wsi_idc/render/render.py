@@ -15,7 +15,7 @@ from wsi_idc.core.errors import MapError
 from wsi_idc.maps import map_reader
 from wsi_idc.maps.layers import crop_to_patches, has_labels
 from wsi_idc.maps.map_reader import read_image_rows, read_map
-from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.patient_map import PatientMap, role_text
 from wsi_idc.plotting.raster import Pixels, downscale
 from wsi_idc.plotting.style import page_style, printable, save_pdf, save_png, to_px
 from wsi_idc.render.layout import fit_panel, layout_page
@@ -163,11 +163,11 @@ def _details(panel_input: PanelInput) -> str:
     num = len(patient_map.probability)
     called = (patient_map.probability >= panel_input.threshold).mean()
     architecture = printable(model.get("architecture"), longest=_LONGEST)
-    role = printable(model.get("role_of_patient"), longest=_LONGEST)
+    role = printable(role_text(model), longest=_LONGEST)
     resolution = printable(patient_map.resolution, longest=2 * _LONGEST)
     excluded = "; regions leave out flagged patches" if patient_map.exclude_flagged else ""
     return (
         f"{num:,} {'patch' if num == 1 else 'patches'}, {called:.0%} called IDC at threshold "
         f"{panel_input.threshold:.2f}; {resolution}; "
-        f"model {architecture}, role of the patient: {role}{excluded}"
+        f"model {architecture}; {role}{excluded}"
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.maps.cohort import format_note
 from wsi_idc.maps.layers import cam_title, crop_to_patches, flags_in_words, label_names
-from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.patient_map import PatientMap, role_text
 from wsi_idc.plotting.html import page_template, read_text, tissue_uri
 from wsi_idc.plotting.page_links import model_tag
 from wsi_idc.plotting.raster import resize
@@ -101,6 +101,7 @@ def patient_page(
         "outcome_colors": OUTCOME_COLORS,
         "has_image": scale > 0,
         "cam_title": cam_title(patient_map),
+        "role_text": role_text(patient_map.model),
         "provenance": provenance_of(patient_map),
         "neighbors": [
             (title, f"{up}{quote(name)}.html", name) for title, name in neighbors if name
@@ -215,7 +216,7 @@ def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:
         ("versions", _pairs({"python": record.get("python"), **libraries})),
         ("checkpoint", _join([model.get("checkpoint"), f"({model.get('architecture')})"])),
         ("sha256", model.get("sha256")),
-        ("role of the patient", model.get("role_of_patient")),
+        ("role of the patient", role_text(model) if "role_of_patient" in model else None),
         ("threshold, temperature", f"{patient_map.threshold:.4g}, {patient_map.temperature:.4g}"),
         ("smoothing", _pairs({k: f"{v:.4g}" for k, v in smoothing.items()}) if smoothing else None),
         ("novelty", _novelty(patient_map)),
