@@ -275,7 +275,12 @@ def _draw_sorted(
     areas = marker_areas(ordered["patches"].to_numpy())
     ax.axhline(statistics["mean"], color=GRAY, lw=1, zorder=0, label="mean of the patients")
     if not np.isnan(statistics["low"]):
-        band: dict[str, Any] = {"color": GRAY, "alpha": 0.18, "lw": 0, "label": "95 % interval of the mean"}
+        band: dict[str, Any] = {
+            "color": GRAY,
+            "alpha": 0.18,
+            "lw": 0,
+            "label": "95 % interval of the mean",
+        }
         ax.axhspan(statistics["low"], statistics["high"], zorder=0, **band)
     lowest = 0.0
     if name == "auc":
