@@ -15,10 +15,10 @@ from wsi_idc.models.smoothing import NeighborModel, ring_inputs, rows_of_slides
 
 logger = logging.getLogger(__name__)
 
-MIN_SLIDES = 4  # complete slides that a fit needs
-# A slide is complete if its patches of each class have this mean fraction of their 8 neighbors.
+MIN_SLIDES = 4  # minimum number of complete slides for a fit
+# In a complete slide, the patches of each class have at least this mean fraction of 8 neighbors.
 # Complete slides of the Kaggle data have 0.57 or more in both classes. Slides with missing patches
-# have 0.15 or less in one class, even if all patches of the other class are there.
+# have 0.15 or less in one class, even if no patch of the other class is missing.
 _MIN_FRACTION = 0.5
 _REGULARIZATION = 0.1  # C of scikit-learn, for standardized inputs
 
@@ -60,7 +60,7 @@ def fit_neighbor_model(
         inputs[rows] = ring_inputs(log_odds[rows], row_col[rows])
     scaler, regression = StandardScaler(), LogisticRegression(C=_REGULARIZATION)
     make_pipeline(scaler, regression).fit(inputs, label)
-    # The weights include the scaler.
+    # Convert the weights for inputs that are not standardized.
     weights = regression.coef_[0] / scaler.scale_
     bias = float(regression.intercept_[0] - weights @ scaler.mean_)
     probability = expit(inputs @ weights + bias).astype(np.float32)
@@ -71,7 +71,7 @@ def fit_neighbor_model(
 def complete_rows(
     label: NDArray[np.integer], slide: NDArray, row_col: NDArray[np.int32]
 ) -> NDArray[np.int64]:
-    """Return the rows of all patches of complete slides; the arguments are as in the fit.
+    """Return the rows of all patches of complete slides; for arguments, see ``fit_neighbor_model``.
 
     A slide is complete if the patches of each class have most of their neighbors.
     """

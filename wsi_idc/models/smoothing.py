@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from wsi_idc.core.constants import POSSIBLE_TEMPERATURE
 from wsi_idc.geometry.grid import RINGS, ring_means, smooth
 
-# Larger log odds are not more certain: they come from an overconfident network.
+# Larger log odds are limited to this value, because they come from an overconfident network.
 _MAX_LOG_ODDS = 6.0
 
 
@@ -53,14 +53,14 @@ class Smoothing:
 class NeighborModel:
     """Logistic regression on the log odds of a patch and on their means in rings around the patch.
 
-    The model has no input that counts patches: in a data set with missing patches, their number can
-    depend on the label.
+    No input of the model counts patches, because the number of missing patches can depend on the
+    label.
 
     Attributes:
         weights: Weight of each ring of ``geometry.grid.RINGS``; the first ring is the patch itself.
         bias: Constant that is added to the weighted sum.
         threshold: A patch is called IDC if its smoothed probability is at least this value.
-        patch_um: Side of a patch of the training in um, which is the unit of the distances.
+        patch_um: Side of a train patch in um; this is the unit of the distances between patches.
     """
 
     weights: tuple[float, ...]

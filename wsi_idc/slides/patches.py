@@ -29,8 +29,8 @@ MIN_TISSUE = 0.1  # default for the minimum fraction of tissue in a patch
 # Maximum ratio of slide mpp to model mpp: a coarser slide lacks structures that the model needs.
 _MAX_UPSAMPLING = 1.5
 _MAX_READ_PX = 2**21  # maximum size of one read; a read takes up to 8 bytes of memory per px
-# Maximum gap between two patches of one read. Across two storage tiles (256 px each) or more, two
-# reads are faster.
+# Maximum gap between two patches of one read. If the gap has two storage tiles of 256 px or more,
+# two reads are faster.
 _MAX_GAP_PX = 512
 # Slide files state rounded mpp: the mpp of a level may be too large by this fraction.
 _MPP_TOLERANCE = 0.01

@@ -13,7 +13,7 @@ _MIN_MPP, _MAX_MPP = POSSIBLE_MPP
 _MAX_STRETCH = 0.03
 # If --mpp differs from the file's mpp by more than this fraction, ``mpp_source`` names both.
 _MAX_CONTRADICTION = 0.1
-_CAUTION_FACTOR = 1.5  # a map or pack with a larger contradiction has a caution
+_CAUTION_FACTOR = 1.5  # a map or pack has a caution if the two mpp differ by more than this factor
 _GIVEN, _BUT = "given", "given, but the file states "
 
 
@@ -68,7 +68,7 @@ def mpp_caution(mpp: float, mpp_source: str) -> str:
     """
     try:
         stated = float(mpp_source.removeprefix(_BUT))
-    except ValueError:  # a source without a contradiction
+    except ValueError:  # the source names no contradiction
         return ""
     if not stated > 0 or 1 / _CAUTION_FACTOR <= mpp / stated <= _CAUTION_FACTOR:
         return ""
