@@ -1,6 +1,6 @@
 """Draw artifacts on the patches of a pack, and measure how many of them get the right flag.
 
-Only every second patient is used, because the limits of the flags were chosen on the others. The
+Only every second patient is used: the limits of the flags were chosen on the other patients. The
 artifacts (blur, pen, fold, air bubble) are drawn on mosaics of the patients with the most patches.
 A patch is affected if at least half of it is tissue, and an artifact covers at least half of it. A
 fold has two or three layers of tissue: the optical density is the sum of the layers.
@@ -52,7 +52,7 @@ def draw(
     """Draw each artifact; yield its name, the flags that are right for it, the picture and mask.
 
     Args:
-        rng: Source of places and sizes.
+        rng: Random generator for positions and sizes.
         picture: Mosaic of the patches of a patient, shape (h, w, 3).
         has_patch: 255 where the mosaic has a patch, shape (h, w).
     """
@@ -67,7 +67,7 @@ def draw(
     width = int(rng.integers(25, 60))
     mask, layers = stroke(rng, shape, width), np.zeros_like(picture)
     for number in range(3):
-        # Only a place where each layer has a patch is a fold.
+        # The fold is only where all its layers have a patch.
         shift = (number * width // 2, number * width)
         layers -= np.log((np.roll(picture, shift, (0, 1)) + 1) / 256)
         mask &= np.roll(has_patch, shift, (0, 1))
@@ -105,7 +105,7 @@ def measure(
 
 
 def real_shares(pack: Pack, rows: NDArray[np.int64]) -> dict[str, tuple[float, ...]]:
-    """Return, for each flag, its share of patches ``rows``: all, and those of each class."""
+    """Return the fraction of patches with each flag: of all ``rows``, and of each class."""
     flags, label = artifact_flags(pack.read(rows)), pack.index["label"].to_numpy()[rows]
     groups = (label >= -1, label == 0, label == 1)
     bits = FLAGS | {"any": sum(FLAGS.values())}
@@ -126,7 +126,7 @@ def main() -> None:
     """Print the fraction of affected patches with a flag, and of unchanged patches with a flag."""
     parser = make_parser(__doc__)
     parser.add_argument("--patients", type=int, default=8, help="Number of patients to draw on.")
-    parser.add_argument("--slide", type=Path, action="append", default=[], help="Another slide.")
+    parser.add_argument("--slide", type=Path, action="append", default=[], help="Slide to flag.")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     with benchmark_data(arguments) as data:

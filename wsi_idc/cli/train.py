@@ -61,7 +61,7 @@ def train(
     from wsi_idc.data.splits import make_split
     from wsi_idc.training.runs import Run, check_default, default_run, set_default
 
-    # Only wsi-idc job runs this command without a parent context; it must not set the default.
+    # Without a parent context, wsi-idc job runs this command. A job must not set the default.
     is_default = click.get_current_context().parent is not None
     if is_default:
         check_default(DEFAULT_RUNS, out)

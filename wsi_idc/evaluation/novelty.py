@@ -16,11 +16,10 @@ _EDGES = (0, 0.2, 0.4, 0.6, 0.8, 0.99, 1.0)
 def novelty_bins(predictions: pd.DataFrame, column: str, threshold: float) -> pd.DataFrame | None:
     """Compute the error rate and the AUC in each bin of novelty that has patches.
 
-    Without a column novelty, return None.
+    Return None if the table has no column novelty, because the predictor has no novelty model.
 
     Args:
-        predictions: Table of patches with the columns label, ``column`` and, if there is a novelty
-            model, novelty.
+        predictions: Table of patches with the columns label, novelty and ``column``.
         column: Name of the column of probabilities.
         threshold: Lowest probability that is called IDC.
 

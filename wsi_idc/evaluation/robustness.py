@@ -64,7 +64,7 @@ def robustness(
 
 
 def _reader(pack: Pack, rows: NDArray[np.int64]) -> ReadFn:
-    """Return a function that reads the patches ``rows[chunk]``; few patches stay in memory."""
+    """Return a function that reads the patches ``rows[chunk]``, from memory if they are few."""
     if len(rows) * pack.info.patch_px**2 * 3 > _MAX_HELD_BYTES:
         return lambda chunk: pack.read(rows[chunk])
     patches = pack.read(rows)
@@ -106,7 +106,7 @@ def robustness_chart(table: pd.DataFrame) -> Figure:
         ax.scatter(values, places, c=worse, cmap="cividis_r", edgecolor="0.3", s=30, zorder=3)
         # The AUC of a useful model is near 1; other columns can have any value from 0 to 1.
         low = float(values.min()) if name == "auc" else 0.0
-        margin = 0.05 * (1.0 - low) + 0.001  # a limit differs from 1 if all values are 1
+        margin = 0.05 * (1.0 - low) + 0.001  # never 0, even if all values are 1
         ax.set(title=title, xlim=(low - margin, 1 + margin))
         ax.set(yticks=places, yticklabels=table["change"])
     figure.suptitle("Changed patches (dashed line: unchanged)")

@@ -33,8 +33,8 @@ class ExportOptions:
         coordinates: Coordinates in GeoJSON: "qupath", "level0" or "image", as in
             ``grid_transform``.
         compress: Whether GeoJSON is written as ``.geojson.gz``.
-        exclude_flagged: Whether regions in GeoJSON leave out flagged patches; if False,
-            as the map states.
+        exclude_flagged: Whether regions in GeoJSON leave out flagged patches; False: only if the
+            map does.
     """
 
     formats: Sequence[str] = FORMATS

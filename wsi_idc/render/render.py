@@ -54,7 +54,7 @@ def render_map(
         view: Name of a view, from ``VIEWS``.
         dpi: Resolution of a PNG file, and of the pictures in a PDF file.
         threshold: Lowest probability that is called IDC; None means the map's threshold.
-        exclude_flagged: Whether regions leave out flagged patches; if False, as the map states.
+        exclude_flagged: Whether regions leave out flagged patches; False: only if the map does.
 
     Raises:
         MapError: The map cannot be read, or has no data for this view.

@@ -39,7 +39,7 @@ _CODE_PALETTES = {
 _LINES = ("regions", "truth", "mask")
 _WIDTH, _HEIGHT = 880, 760
 _MARGIN = 1.06
-_TOOLBAR = 48  # px for the toolbar; a browser may scale this down to 32 px, but never the toolbar
+_TOOLBAR = 48  # px for the toolbar of 30 px; a browser may shrink this space to 32 px
 _TOOLS = "pan,wheel_zoom,box_zoom,reset,save"
 _SMALL = (
     ":host { font-size: 13px; } .bk-btn { padding: 1px 8px; font-size: 12px; } "

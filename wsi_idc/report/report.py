@@ -86,8 +86,8 @@ def build_report(
         out: Folder of ``PATIENT.html``, ``PATIENT/SLIDE.html`` and ``index.html``.
         tables: Folder of ``cohort.csv``, ``cohort.h5`` and ``patients.csv``.
         threshold: Lowest probability that is called IDC; None means each map's threshold.
-        exclude_flagged: Whether areas and regions leave out flagged patches; if False,
-            as each map states.
+        exclude_flagged: Whether areas and regions leave out flagged patches; False: only
+            in the maps that do.
         single_file: Whether each page contains the code of bokeh. If not, all pages need a common
             file in ``out``.
 
