@@ -96,10 +96,31 @@ def test_a_dry_run_writes_nothing(work: Path, cohort: Pack, command: RunCommand)
 def test_smoothed_calls_are_printed(work: Path, command: RunCommand):
     options = ("--patient", "S0001", "--no-cam", "--no-image")
     raw = r"maps/S0001.h5  \d+ patches, \d+\.\d% called IDC"
-    assert re.fullmatch(raw, command("map", *options).out.strip())
+    assert re.fullmatch(rf"{raw}\nflagged: .+", command("map", *options).out.strip())
     result = command("map", *options, "--smooth", "--overwrite")
     smoothed = read_map(work / "maps" / "S0001.h5").smoothed_idc_fraction()
-    assert re.fullmatch(f"{raw}, {smoothed:.1%} after smoothing", result.out.strip())
+    text = rf"{raw}, {smoothed:.1%} after smoothing\nflagged: .+"
+    assert re.fullmatch(text, result.out.strip())
+
+
+def test_flags_are_counted_and_missing_flags_are_named(work: Path, command: RunCommand):
+    options = ("map", "--patient", "S0001", "--no-cam", "--no-image")
+    counts = json.loads(command(*options, "--json").out)["flagged"]["S0001"]
+    assert counts == read_map(work / "maps" / "S0001.h5").flag_counts()
+    assert command(*options).out.count("flags") == 0
+    with h5py.File("maps/S0001.h5", "a") as file:
+        del file["flags"]
+    text = "1 kept map has no quality flags (of an older version); --overwrite adds them"
+    assert text in command(*options).out.splitlines()
+    assert json.loads(command(*options, "--json").out)["without_flags"] == ["S0001"]
+    assert "unknown" in command("info", "maps/S0001.h5").out
+    # The option is a setting of the map: an existing map is not changed without --overwrite.
+    result = command(*options, "--exclude-flagged")
+    assert result.code == 1
+    assert "was made with another exclude_flagged" in result.err
+    assert command(*options, "--exclude-flagged", "--overwrite").code == 0
+    assert read_map(work / "maps" / "S0001.h5").exclude_flagged
+    assert "left out of areas and regions" in command("info", "maps/S0001.h5").out
 
 
 def test_all_patients_get_a_table(work: Path, cohort: Pack, command: RunCommand):

@@ -1,10 +1,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from tests.cli.commands import RunCommand
 from tests.small_maps import write_hand_map
+from wsi_idc.data.artifacts import FLAGS
 
 
 @pytest.fixture
@@ -88,3 +91,36 @@ def test_folders_are_their_maps_and_tables_are_passed_over(hand_maps: Path, comm
     Path("none").mkdir()
     result = command("report", "none", "maps/cohort.h5")
     assert "no maps in none, maps/cohort.h5; make" in result.error
+
+
+def test_flagged_patches_are_left_out_on_demand(hand_maps: Path, command: RunCommand):
+    flags = np.array([0, FLAGS["blur"], FLAGS["pen"], 0, 0], np.uint8)
+    write_hand_map(hand_maps / "maps", patient="P1", flags=flags, flag_bits=FLAGS)
+    assert command("report").code == 0
+    table = pd.read_csv("maps/cohort.csv")
+    assert table["idc_area_mm2"].tolist() == pytest.approx([0.12, 0.12])
+    assert table["flagged"].to_numpy() == pytest.approx([2, np.nan], nan_ok=True)
+    before = Path("maps/cohort.csv").read_bytes()
+    result = command("report", "--exclude-flagged")
+    # The other map is of an older version.
+    assert result.code == 1
+    assert "not in the report: maps/P2.h5: has no quality flags" in result.err
+    assert Path("maps/cohort.csv").read_bytes() == before
+    table = pd.read_csv("report/cohort.csv")
+    assert table["idc_area_mm2"].tolist() == pytest.approx([0.08])
+    assert table["excluded_flags"].tolist() == [" ".join(FLAGS)]
+    index = Path("report/index.html").read_text()
+    assert "flagged: 1 blur, 1 pen, left out of areas and regions" in index
+    assert "Areas leave out patches with a quality flag" in index
+    info = command("info", "report/cohort.h5").out
+    assert "flagged         1 blur, 1 pen" in info
+    assert f"excluded flags  {' '.join(FLAGS)}" in info
+    # Outlines of regions leave out the patches too.
+    for words in ([], ["--exclude-flagged"]):
+        result = command("export", "maps/P1.h5", "--format", "geojson", *words)
+        assert result.code == 0, result.err
+        features = json.loads(Path("export/P1.geojson").read_text())["features"]
+        assert len(features) == 5 + (2 if words else 3)
+        tiles = [feature["properties"]["measurements"] for feature in features[:5]]
+        assert [tile["flag_blur"] for tile in tiles] == [0, 1, 0, 0, 0]
+    assert command("render", "maps/P1.h5", "--exclude-flagged", "--dpi", 30).code == 0

@@ -1,6 +1,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image
 
 from tests.report.browser import ask, needs_chromium, requests_in
 from tests.small_maps import EVIL, big_map, edge_map, hand_map, slide_view, small_map
+from wsi_idc.data.artifacts import FLAGS
 from wsi_idc.geometry.bounds import Bounds
 from wsi_idc.geometry.grid import corners_of, mosaic
 from wsi_idc.maps.cohort import cohort_row
@@ -236,6 +238,28 @@ def test_area_beyond_the_edge_of_the_slide_does_not_count(tmp_path: Path):
     texts = ask(page, FIGURES + "return texts;", net_log=log)
     assert (texts["idc-area"], texts["largest-region"]) == ("0.04 mm²", "0.04 mm²")
     assert texts["called-patches"] == "3 of 4"
+
+
+@needs_chromium
+def test_flagged_patches_are_left_out_of_area_and_region(tmp_path: Path):
+    flags = np.array([0, FLAGS["blur"], FLAGS["pen"] | FLAGS["blur"], 0, 0], np.uint8)
+    patient_map = hand_map(flags=flags, flag_bits=FLAGS)
+    script = FIGURES + "texts.flags = []; const {selected, data} = model('canvas').renderers"
+    script += ".map((one) => one.data_source).find((one) => one.name === 'patches');"
+    script += "for (let i = 0; i < 3; i++) { selected.indices = [i];"
+    script += " await pause(50); texts.flags.push(text('patch-flags')); }"
+    script += "texts.lines = model('canvas').renderers.map((one) => one.data_source)"
+    script += ".find((one) => one.name === 'regions').data.x0.length; return texts;"
+    for excludes, area, lines in ((False, "0.12 mm²", 10), (True, "0.08 mm²", 8)):
+        page = write_page(tmp_path, replace(patient_map, exclude_flagged=excludes))
+        texts = ask(page, script)
+        assert (texts["idc-area"], texts["largest-region"]) == (area, "0.04 mm²")
+        assert texts["called-patches"] == "3 of 5"
+        assert texts["flags"] == ["none", "blur", "blur, pen"]
+        assert texts["lines"] == lines
+        html = page.read_text()
+        assert ("left out of areas and regions" in html) == excludes
+        assert "2 blur, 1 pen" in html
 
 
 @needs_chromium

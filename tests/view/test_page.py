@@ -328,3 +328,34 @@ def test_an_item_that_cannot_be_shown_does_not_end_the_page(tmp_path: Path):
         assert browser.ask("return document.getElementById('threshold-section').hidden")
         (problem,) = browser.problems
         assert "500" in problem
+
+
+def test_flagged_patches_are_shown_and_left_out_on_demand(tmp_path: Path):
+    bits = {"blur": 1, "pen": 2}
+    flags = np.array([0, 1, 3, 0, 2], np.uint8)
+    write_hand_map(tmp_path / "maps", flags=flags, flag_bits=bits)
+    with running(read_catalog([tmp_path / "maps"])) as server, Browser(tmp_path) as browser:
+        browser.open(server.address)
+        colors = browser.ask(
+            "document.getElementById('layer-flags').click();"
+            "const grid = view.panes[0].grid('flags'), context = grid.getContext('2d');"
+            "return [[1, 0], [2, 1], [3, 1], [1, 2], [3, 3]].map("
+            "  ([x, y]) => [...context.getImageData(x, y, 1, 1).data])"
+        )
+        none, blur, both, also_none, pen = colors
+        assert none[3] == also_none[3] == 0
+        assert blur != pen == both  # the last of several flags
+        assert {blur[3], pen[3]} == {255}
+        text = "return document.querySelector('.facts').textContent"
+        assert browser.ask(text) == "3 of 5 patches (60.0 %), 0.1 mm², the map's threshold"
+        outline = (
+            "return ((pane) => [0, 1, 2, 3, 4].filter((i) => pane.isCounted(i)))(view.panes[0])"
+        )
+        assert browser.ask(outline) == [0, 1, 2, 3, 4]
+        browser.ask("document.querySelector('#thresholds input[type=checkbox]').click()")
+        assert browser.ask(text) == "3 of 5 patches (60.0 %), 0.0 mm², the map's threshold"
+        assert browser.ask(outline) == [0, 3]
+        browser.ask("view.panes[0].select(2)")
+        facts = browser.ask("return document.getElementById('patch').textContent")
+        assert facts.endswith("labelIDCflagsblur, pen")
+        assert browser.problems == []

@@ -47,6 +47,10 @@ def info(file: Path, as_json: bool) -> None:
     if fractions := shown.get("called_idc_of"):
         names = (f"{name} {value:.1%}" for name, value in fractions.items())
         shown["called_idc_of"] = f"(fraction of all patches) {', '.join(names)}"
+    if isinstance(counts := shown.get("flagged"), dict):
+        from wsi_idc.maps.layers import flags_in_words
+
+        shown["flagged"] = flags_in_words(counts)
     known = {name: value for name, value in shown.items() if value is not None}
     rows = ((name.replace("_", " "), _short(value)) for name, value in known.items())
     echo_result(record, table_lines(rows), as_json=as_json)
@@ -210,7 +214,12 @@ def _describe_cohort(file: Path) -> dict[str, Any]:
         rows = zip(table["patient"], slides, strict=True)
         names = [f"{patient}/{slide}".removesuffix("/") for patient, slide in rows]
         fractions = dict(zip(names, table["idc_fraction"].astype(float), strict=True))
-        sums = {**totals, "patches": int(totals["patches"])}
+        sums: dict[str, Any] = {**totals, "patches": int(totals["patches"])}
+        if "excluded_flags" in table:  # missing in tables of version 0.1.0
+            counts = table.filter(like="flagged_").astype(float).sum(min_count=1).dropna()
+            flagged = {str(name).removeprefix("flagged_"): int(num) for name, num in counts.items()}
+            excluded = sorted({text for text in table["excluded_flags"] if text})
+            sums |= {"flagged": flagged or None, "excluded_flags": " ".join(excluded) or None}
     except (KeyError, ValueError, OverflowError):
         raise MapError(
             f"{file}: the columns of a cohort are missing; make the file again with wsi-idc report"

@@ -1,6 +1,7 @@
 """``wsi-idc map``: compute maps of patients or slides."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -226,11 +227,18 @@ def _echo_report(report: "MapReport", folder: Path, *, has_table: bool, as_json:
 
 
 def _report_lines(report: "MapReport") -> Iterator[str]:
+    from wsi_idc.maps.layers import flags_in_words
+
     for patient, path in report.made.items():
         smoothed = report.smoothed_idc_fraction[patient]
         called = f"{report.idc_fraction[patient]:.1%} called IDC"
         called += "" if smoothed is None else f", {smoothed:.1%} after smoothing"
         yield f"{path}  {count(report.patches[patient], 'patch', 'patches')}, {called}"
+    flagged: Counter[str] = Counter()
+    for counts in report.flagged.values():
+        flagged.update(counts)
+    if flagged:
+        yield f"flagged: {flags_in_words(flagged)}"
     if cautions := [f"  {name}: {text}" for name, text in report.caution.items() if text]:
         yield from ("", *cautions)
         yield "such maps can be wrong everywhere: compare stain, scanner, focus and resolution"
@@ -238,6 +246,9 @@ def _report_lines(report: "MapReport") -> Iterator[str]:
     if report.kept:
         settings = "because checkpoint, settings and data are the same"
         yield f"{len(report.kept)} kept, {settings}: {shorten_list(report.kept)}"
+    if report.without_flags:
+        num = count(len(report.without_flags), "kept map has", "kept maps have")
+        yield f"{num} no quality flags (of an older version); --overwrite adds them"
     if not (report.made or report.failed):
         yield "nothing to compute"
 

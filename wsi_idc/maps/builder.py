@@ -21,7 +21,7 @@ from wsi_idc.data.patch_flags import can_flag
 from wsi_idc.inference.calibration import smoothed_probability
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
-from wsi_idc.maps.map_reader import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE, map_path
+from wsi_idc.maps.map_reader import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE, has_flags, map_path
 from wsi_idc.maps.map_writer import LOCK_TIMEOUT_SECONDS, MapReport, image_bytes, map_writers
 from wsi_idc.maps.patient_file import write_patient_file
 from wsi_idc.maps.patient_map import PatientMap, PatientPatches
@@ -156,6 +156,9 @@ class MapBuilder:
         state = map_state(self.out, name, cache_key, data=str(data), overwrite=self.overwrite)
         if state == DONE:
             report.kept[name] = map_path(self.out, name)
+            spec = self.predictor.checkpoints[0].input
+            if can_flag(spec.patch_px, mpp=spec.mpp) and not has_flags(report.kept[name]):
+                report.without_flags.append(name)
         elif state != TO_DO:
             report.failed[name] = state
         return state == TO_DO

@@ -250,6 +250,12 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
     }
 
 
+def flag_counts_of(row: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of patches with each flag of a row; empty if the map has no flags."""
+    known = {name: row[f"flagged_{name}"] for name in FLAGS if f"flagged_{name}" in row}
+    return {name: int(value) for name, value in known.items() if not np.isnan(value)}
+
+
 def _flag_counts(patient_map: PatientMap) -> dict[str, float]:
     """Return the number of flagged patches, and of the patches with each flag; NaN if unknown."""
     counts, flags = patient_map.flag_counts(), patient_map.flags

@@ -108,7 +108,7 @@ def flag_numbers(patient_map: PatientMap) -> NDArray[np.uint8]:
     return numbers
 
 
-def flags_in_words(counts: Mapping[str, int], *, are_excluded: bool) -> str:
+def flags_in_words(counts: Mapping[str, int], *, are_excluded: bool = False) -> str:
     """Return ``PatientMap.flag_counts`` as text, such as "12 blur, 3 pen"."""
     if not counts:
         return "unknown: the map is of an older version, or its patches are too small"

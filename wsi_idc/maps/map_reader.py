@@ -110,6 +110,12 @@ def read_map_without_cams(path: Path) -> PatientMap:
         return _read_without_cams(file)
 
 
+def has_flags(path: Path) -> bool:
+    """Return whether a map file has quality flags; maps of older versions have none."""
+    with _errors_as_map_error(path), open_hdf5(path) as file:
+        return hdf5.has_link(file, "flags")
+
+
 def exclude_flagged(path: Path, patient_map: PatientMap) -> PatientMap:
     """Return the map of a file with areas and regions that leave out flagged patches.
 

@@ -272,6 +272,8 @@ class MapReport:
         idc_fraction: Fraction of the patches of each new map that are called IDC.
         smoothed_idc_fraction: ``idc_fraction`` after smoothing; None without smoothing.
         caution: Reason not to trust each new map; may be empty.
+        flagged: Number of patches with each quality flag in each new map.
+        without_flags: Names of the kept maps that an older version made without quality flags.
     """
 
     made: dict[str, Path] = field(default_factory=dict)
@@ -281,6 +283,8 @@ class MapReport:
     idc_fraction: dict[str, float] = field(default_factory=dict)
     smoothed_idc_fraction: dict[str, float | None] = field(default_factory=dict)
     caution: dict[str, str] = field(default_factory=dict)
+    flagged: dict[str, dict[str, int]] = field(default_factory=dict)
+    without_flags: list[str] = field(default_factory=list)
 
     def record_failure(self, name: str, error: Exception) -> None:
         """Record the reason why a map was not built; raise ``error`` again if the disk is full.
@@ -319,6 +323,7 @@ def map_writers(folder: Path, report: MapReport) -> Iterator[SubmitMap]:
         report.idc_fraction[name] = patient_map.idc_fraction()
         report.smoothed_idc_fraction[name] = patient_map.smoothed_idc_fraction()
         report.caution[name] = patient_map.caution
+        report.flagged[name] = patient_map.flag_counts()
 
     with ThreadPoolExecutor(_NUM_WRITERS) as pool:
 

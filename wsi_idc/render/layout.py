@@ -29,6 +29,7 @@ _MIN_COLUMN_MM, _MIN_ONLY_COLUMN_MM = 38.0, 100.0
 _MARGIN_MM, _GAP_MM = 2.5, 4.0
 _TITLE_MM, _FOOT_MM = 4.5, 13.0  # strips above and below a panel
 _HEAD_LINE_MM, _ENTRY_MM = 3.2, 3.4
+_MAX_ENTRIES = 3  # entries of a legend below each other in the strip
 _BAR_MM = 2.2  # height of a color bar
 _NAME_PT = 8.5
 _LETTER_MM = 1.27  # width of a wide letter of 6.5 pt
@@ -140,8 +141,11 @@ def _draw_color_bar(foot: Axes, bar: ColorBar, left: float, right: float) -> Non
 
 
 def _draw_legend(foot: Axes, entries: Sequence[LegendEntry], left: float) -> None:
+    columns = -(-len(entries) // _MAX_ENTRIES)
+    start, right = left, foot.get_xlim()[1]
     for number, entry in enumerate(entries):
-        y = 2.4 + number * _ENTRY_MM
+        column, line = divmod(number, _MAX_ENTRIES)
+        left, y = start + column * (right - start) / columns, 2.4 + line * _ENTRY_MM
         if entry.ends is None:
             foot.add_patch(Rectangle((left, y - 1.1), 2.2, 2.2, color=entry.color, lw=0))
         else:

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.constants import NO_ROLE
 from wsi_idc.core.text import count
-from wsi_idc.maps.cohort import MIXED, num_models
-from wsi_idc.maps.layers import crop_to_patches
+from wsi_idc.maps.cohort import MIXED, flag_counts_of, num_models
+from wsi_idc.maps.layers import crop_to_patches, flags_in_words
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import COLORMAPS
 from wsi_idc.plotting.html import grid_uri, page_template, tissue_uri
@@ -59,6 +60,7 @@ COLUMNS = (
     Column("dice", "Dice", descends=False),
     Column("mean_uncertainty", "uncertainty"),
     Column("mean_novelty", "novelty"),
+    Column("flagged", "flagged", partial(number, digits=0)),
 )
 SORTED_BY = "idc_fraction"  # column by which the cards are sorted at first
 
@@ -92,6 +94,13 @@ class Card:
     def role(self) -> str:
         """Role of the patient in the training of the model, such as "test"."""
         return str(self.row["role"]) or NO_ROLE
+
+    @property
+    def flagged(self) -> str:
+        """Number of patches with each quality flag, as text; empty if the number is unknown."""
+        counts = flag_counts_of(self.row)
+        are_excluded = bool(self.row["excluded_flags"])
+        return flags_in_words(counts, are_excluded=are_excluded) if counts else ""
 
     @property
     def link(self) -> str:
@@ -160,6 +169,7 @@ def _cards_page(
         sorted_by=SORTED_BY,
         roles=sorted(roles.items()),
         totals=[total.partition(" ")[::2] for total in totals],
+        excludes_flagged=bool((maps["excluded_flags"] != "").any()),
         threshold=f"{thresholds[0]:.3f}" if len(thresholds) == 1 else "",
         mixed=MIXED % num if num > 1 else "",
         scale=PageLayer("probability", "Probability", palette=_OPAQUE_PALETTE),

@@ -14,7 +14,7 @@ const SORTS = [
   ["mean_novelty", "novelty", true, (value) => value.toFixed(2)],
 ];
 const SHOWN = { probability: 0.6, called: 1 }; // layers at the start
-const OPACITY = { probability: 0.6, smoothed: 0.6, cam: 0.7, labels: 0.5, errors: 0.5 };
+const OPACITY = { probability: 0.6, smoothed: 0.6, cam: 0.7, labels: 0.5, errors: 0.5, flags: 0.8 };
 const SAVE_MS = 250;
 const $ = (id) => document.getElementById(id);
 
@@ -284,7 +284,7 @@ function addFlagBox(element, pane) {
   box.type = "checkbox";
   box.checked = pane.excludesFlagged;
   box.addEventListener("change", () => pane.setExcludesFlagged(box.checked));
-  label.append(" leave flagged patches out of area and outline");
+  label.append(" leave out flagged patches");
 }
 
 function showThreshold(pane) {
