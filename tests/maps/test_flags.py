@@ -44,7 +44,8 @@ def four_patches() -> NDArray[np.uint8]:
     """Return a clean, a blurred and a penned patch, and a patch of glass, shape (4, 50, 50, 3)."""
     patches = tissue(4)
     patches[1] = cv2.GaussianBlur(patches[1], (0, 0), 3)
-    patches[2, :, :25] = (30, 120, 80)
+    ink = np.array([30, 120, 80])
+    patches[2, :, :30] = 0.25 * patches[2, :, :30] + 0.75 * ink
     patches[3] = 240
     return patches
 
