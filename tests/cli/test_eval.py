@@ -92,6 +92,8 @@ def test_several_runs_make_a_leaderboard(work: Path, command: RunCommand):
     assert result.code == 0, result.err
     assert "published results, measured on other patients" in result.out
     assert "Cruz-Roa" in result.out
+    assert "rank  brier    auc     f1  balanced_accuracy  name (test patients)" in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
     table = pd.read_csv("eval/leaderboard-test/leaderboard.csv")
     ours = table[table["source"] == "measured"]
     assert set(ours["name"]) == {"runs/a", "runs/b"}

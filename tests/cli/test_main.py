@@ -38,6 +38,8 @@ def test_help_fits_80_columns(
     lines = command(*words, "--help").out.splitlines()
     assert len(lines) > 10
     assert [line for line in lines if len(line) > 80] == []
+    _, _, commands = "\n".join(lines).partition("\nCommands:\n")
+    assert "..." not in commands  # no short help is cut off
 
 
 @pytest.mark.parametrize("name", sorted(group.commands))

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 )
 @output_options
 def doctor(data: Path | None, out: Path, as_json: bool) -> None:
-    """Describe this machine and the installation, for a bug report.
+    """Describe this machine and this installation.
 
-    The command checks versions, cores, memory, GPUs, SLURM, disks, weights and data. The result of
-    each check is "ok", "note" or "problem". Each problem has advice. To test the disk, the command
-    writes a 64 MB file into the folder of --out and removes it. The command downloads nothing,
-    packs nothing and always exits with 0.
+    The result is for a bug report. The command checks versions, cores, memory, GPUs, SLURM, disks,
+    weights and data. The result of each check is "ok", "note" or "problem". Each problem has
+    advice. To test the disk, the command writes a 64 MB file into the folder of --out and removes
+    it. The command downloads nothing, packs nothing and always exits with 0.
 
     \b
     Examples:

@@ -294,8 +294,7 @@ def _leaderboard_lines(table: "pd.DataFrame", folder: Path, *, rank_by: str) -> 
     from wsi_idc.evaluation.compare import MEASURED, PUBLISHED, UNRANKED
 
     columns = list(dict.fromkeys([rank_by, "auc", "f1", "balanced_accuracy"]))
-    width = max(len(str(name)) for name in table["name"])
-    yield f"rank  {'':{width}}  " + "  ".join(f"{name:>17}" for name in columns) + "  test"
+    yield "rank  " + "  ".join(f"{name:>5}" for name in columns) + "  name (test patients)"
     headings = {
         UNRANKED: "evaluated on other patches, so not ranked:",
         PUBLISHED: "published results, measured on other patients:",
@@ -303,12 +302,12 @@ def _leaderboard_lines(table: "pd.DataFrame", folder: Path, *, rank_by: str) -> 
     for row in table.to_dict("records"):
         if heading := headings.pop(row["source"], ""):
             yield heading
-        numbers = (row[name] for name in columns)
-        values = "  ".join(" " * 17 if x != x else f"{x:17.3f}" for x in numbers)
+        numbers = {name: "" if row[name] != row[name] else f"{row[name]:.3f}" for name in columns}
+        values = "  ".join(f"{text:>{max(5, len(name))}}" for name, text in numbers.items())
         rank = f"{row['rank']:4.0f}" if row["source"] == MEASURED else "    "
         is_own = row["source"] != PUBLISHED
         test = f"{row['test']}, {count(int(row['patients']), 'patient')}" if is_own else row["test"]
-        yield f"{rank}  {row['name']:{width}}  {values}  {test}"
+        yield from hanging_lines(f"{rank}  {values}  ", f"{row['name']} ({test})")
     yield f"written to {folder}"
 
 

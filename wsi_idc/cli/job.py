@@ -220,7 +220,7 @@ def submit(
     flags: tuple[str, ...],
     **resources: Any,
 ) -> None:
-    """Submit a job to SLURM, or run it in the background on this machine.
+    """Submit a job to SLURM, or run it in the background here.
 
     On SLURM the tasks of the job are one array job. SLURM sends each task a signal two minutes
     before the time limit: the task saves its work, is requeued and continues later. If --gpus or

@@ -94,7 +94,7 @@ def prepare(
     as_json: bool,
     **slide_options: Any,
 ) -> None:
-    """Check patches and pack them into one file; or cut and label patches of slides.
+    """Check and pack patches, or cut and label patches of slides.
 
     TREE is a folder of files PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png, or a zip of such a
     folder; a zip is read without unpacking. Without TREE, the command reads the data set of wsi-idc

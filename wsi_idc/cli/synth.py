@@ -34,7 +34,7 @@ def synth(
     num_slides: int | None,
     seed: int,
 ) -> None:
-    """Draw a synthetic cohort into FOLDER, or draw a synthetic slide.
+    """Draw a synthetic cohort into FOLDER, or a synthetic slide.
 
     The cohort has the folders and file names of the Kaggle data set. With --num-slides, it has
     slides in several formats, their manifest slides.csv, and a folder annotations/ with outlines of

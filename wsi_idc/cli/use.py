@@ -16,7 +16,7 @@ from wsi_idc.training.runs import DEFAULT, Run, set_default
 @click.command()
 @click.argument("run", metavar="RUN|bundled", type=PATH)
 def use(run: Path) -> None:
-    """Choose the checkpoint that commands use without --checkpoint.
+    """Choose the checkpoint that commands use by default.
 
     RUN is a run directory or a .pt file. The command writes the path of RUN into the file
     runs/default. "bundled" removes this file, so that commands use the bundled model. wsi-idc train

@@ -50,7 +50,7 @@ def view(
     port: int,
     no_browser: bool,
 ) -> None:
-    """Show slides at full resolution, with their maps over the tissue.
+    """Show slides at full resolution, with maps over the tissue.
 
     The command starts a web server on this machine, prints its address and opens a browser. Only
     this machine can reach the server, and only with the token in the address. Ctrl-C ends the
