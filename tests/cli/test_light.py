@@ -62,7 +62,7 @@ CASES = [
     ("status train.toml", 0, "not begun"),
     ("status none.toml", 1, "none.toml"),
     ("job map.toml --dry-run", 0, "wsi-idc map --all"),
-    ("map", 2, "give --patient P"),
+    ("map", 2, "give patients (PATIENT"),
     ("map --patient nosuch", 1, "no patient 'nosuch'"),
     ("map --patient S0001 --data none.h5", 1, "none.h5: no such file"),
     ("map --patient S0001 --checkpoint none.pt", 1, "none.pt: no such file"),

@@ -122,7 +122,7 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
     [
         (["map", "--patient", "../../x"], 1, "no patient '../../x'"),
         (["map", "--patient", "S0001", "--device", "cuda:99"], 1, "no cuda:99"),
-        (["map", "--patient", "S0001", "--all"], 2, "give --patient P"),
+        (["map", "--patient", "S0001", "--all"], 2, "give patients (PATIENT"),
         (["map", "--patient", "S0001", "--batch-size", 0], 2, "--batch-size"),
         (["eval", "--checkpoint", "data"], 1, "no best.pt in this folder"),
         (["train", "--seed", 2**32], 1, "seed is 4294967296; it must be from 0 to"),

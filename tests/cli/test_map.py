@@ -159,12 +159,28 @@ def test_a_new_map_updates_an_existing_table(
     assert not pd.read_csv("maps/cohort.csv", index_col="patient").equals(after)
 
 
+def test_patients_and_slides_without_an_option(work: Path, cohort: Pack, command: RunCommand):
+    def planned(*arguments: str) -> list[str]:
+        result = command("map", *arguments, "--dry-run", "--json")
+        assert result.code == 0, result.err
+        return [row["patient"] for row in json.loads(result.out)]
+
+    first, second, third = cohort.patients[:3]
+    assert planned(f"{first},{second}", third) == [first, second, third]
+    assert planned("--patient", f"{first}, {third}") == [first, third]
+    assert planned("s.tif") == ["s"]
+    assert planned("./s.tif") == ["s"]
+    missing = command("map", "none.svs")
+    assert (missing.code, "no such file" in missing.err) == (1, True)
+    assert command("map", first, "s.tif").code == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "error"),
     [
-        (["map"], 2, "give --patient P"),
-        (["map", "--all", "--slide", "s.tif"], 2, "give --patient P"),
-        (["map", "--all", "s.tif"], 2, "give --patient P"),
+        (["map"], 2, "give patients (PATIENT"),
+        (["map", "--all", "--slide", "s.tif"], 2, "give patients (PATIENT"),
+        (["map", "--all", "s.tif"], 2, "give patients (PATIENT"),
         (["map", "--all", "--stride", "25"], 2, "--stride has no effect on a pack"),
         (["map", "--all", "--min-tissue", "0.9"], 2, "--min-tissue has no effect on a pack"),
         (["map", "--slide", "s.tif", "--data", "data"], 2, "--data is for patients of a pack"),

@@ -39,8 +39,8 @@ _MAX_UPDATED = 1000  # maps; reading them for the table takes half a minute
 
 
 @click.command("map")
-@click.argument("files", nargs=-1, type=PATH)
-@click.option("--patient", "patients", multiple=True, help="Id of a patient; may be repeated.")
+@click.argument("files", nargs=-1, type=PATH, metavar="[PATIENT | FILE]...")
+@click.option("--patient", "patients", multiple=True, help="Ids of patients, separated by commas.")
 @click.option("--patients-file", type=PATH, help="Text file with one patient id per line.")
 @click.option("--all", "everyone", is_flag=True, help="Map all patients of the data.")
 @click.option(
@@ -48,7 +48,7 @@ _MAX_UPDATED = 1000  # maps; reading them for the table takes half a minute
     "slides",
     multiple=True,
     type=PATH,
-    help="Slide, or folder of slides. FILES after the options are more slides or folders.",
+    help="Slide, or folder of slides.",
 )
 @click.option("--manifest", type=PATH, help="CSV file of slides: slide, patient, mpp, mask.")
 @click.option(
@@ -89,6 +89,9 @@ def map_(
 ) -> None:
     """Make maps of patients or slides, with probability and CAM.
 
+    An argument without a file ending is the id of a patient, unless a file or folder has this name.
+    All other arguments are slides or folders of slides.
+
     The command writes one HDF5 file for each patient or slide, with the probability of every patch,
     its quality flags (blur, pen, fold, glass) and the mosaic of all CAMs. A slide is cut into
     patches where it has tissue; the patches have the size and the microns per pixel of the model.
@@ -104,10 +107,12 @@ def map_(
     \b
     Examples:
       wsi-idc map --patient 10253
+      wsi-idc map scan.svs
       wsi-idc map --all --data data/idc.h5 --checkpoint runs/mine
       wsi-idc map --slide scans/ --checkpoint runs/mine
     """
-    _check_usage()
+    patients, slides = _inputs(files, patients, slides)
+    _check_usage(patients, slides)
     from wsi_idc.maps.plan import parse_shard
 
     part = None if shard is None else parse_shard(shard)
@@ -135,7 +140,7 @@ def map_(
     source: PackSource | SlideSource
     if pack is None:
         settings = SlideSettings(mpp=mpp, mask=mask, stride_px=stride, **tissue)
-        source = SlideSource.from_files((*slides, *files), manifest, settings)
+        source = SlideSource.from_files(slides, manifest, settings)
     else:
         source = PackSource(pack, pack.patients if everyone else [*patients, *listed])
     source = source if part is None else source.shard(*part)
@@ -151,16 +156,31 @@ def map_(
     _echo_report(report, builder.out, has_table=has_table, as_json=as_json)
 
 
-def _check_usage() -> None:
+def _inputs(
+    arguments: tuple[Path, ...], patients: tuple[str, ...], slides: tuple[Path, ...]
+) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """Return the ids of all given patients, and the paths of all given slides."""
+    ids = [name.strip() for text in patients for name in text.split(",")]
+    paths = list(slides)
+    for argument in arguments:
+        # Files after --slide come from a pattern of the shell.
+        if slides or len(argument.parts) > 1 or argument.suffix or argument.exists():
+            paths.append(argument)
+        else:
+            ids += str(argument).split(",")
+    return tuple(filter(None, ids)), tuple(paths)
+
+
+def _check_usage(patients: tuple[str, ...], slides: tuple[Path, ...]) -> None:
     """Raise UsageError if the inputs are ambiguous, or if an option would have no effect."""
     given = click.get_current_context().params
-    for_slides = bool(given["slides"] or given["manifest"])
-    for_patients = bool(given["patients"] or given["patients_file"])
-    inputs = [for_patients, given["everyone"], bool(given["slides"]), bool(given["manifest"])]
-    if sum(inputs) != 1 or (given["files"] and not given["slides"]):
+    for_slides = bool(slides or given["manifest"])
+    for_patients = bool(patients or given["patients_file"])
+    inputs = [for_patients, given["everyone"], bool(slides), bool(given["manifest"])]
+    if sum(inputs) != 1:
         raise click.UsageError(
-            "give --patient P, --patients-file FILE, --all, --slide FILE... or --manifest CSV; "
-            "only --patient and --patients-file can be combined."
+            "give patients (PATIENT... or --patients-file FILE), --all, slides (FILE...) or "
+            "--manifest CSV; these four cannot be combined."
         )
     if not for_slides and (unused := changed("mpp", "mask", "stride", *TISSUE_PARAMETERS)):
         raise click.UsageError(
