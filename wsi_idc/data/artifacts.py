@@ -31,7 +31,7 @@ _MIN_ENERGY = 0.02  # squared gray levels; a block with less in the second octav
 # Energy that rounding to integers (1/12) adds to the finest octave.
 _ROUNDING = 0.063
 _MARGIN = 6  # px at each edge of a patch, where a filter also reads the next patch of the batch
-_FOCUS_BLOCK, _FOLD_BLOCK = 9, 10  # px; the smaller side of a patch has at least one block
+_FOCUS_BLOCK, _FOLD_BLOCK = 9, 10  # sides of the blocks in px
 _MAX_BLUE = 127  # optical density of 0.69
 # Minimum shares of a patch for a flag.
 _MIN_BLURRED, _MIN_PEN, _MIN_FOLD, _MIN_GLASS = 0.25, 0.2, 0.3, 0.9

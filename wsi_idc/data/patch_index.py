@@ -205,8 +205,8 @@ def _drop_duplicate_files(
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[FileIssue]]:
     """Keep one file for each file name: the file whose path has the fewest folders.
 
-    A copy of the same size is not read. If a copy has another size, one of the two files is left
-    out as an issue. This is the copy, unless only the copy can be decoded.
+    A copy of the same size is not read. A copy of another size is left out and becomes an issue. If
+    only this copy can be decoded, the copy is kept, and the other file becomes the issue.
     """
     kept, pairs = _first_of_each(table.sort_values("depth", kind="stable"), ["name"])
     pairs = pairs[["path", "path_kept"]]

@@ -37,8 +37,8 @@ def fit_novelty(
 ) -> NoveltyModel | None:
     """Fit the novelty model of a classifier; at most ``MAX_PATCHES`` patches of a role are used.
 
-    Patches with a value that is not finite in the feature map are left out: a network in fp16 has
-    no value above 65504. If too few patches remain, there is no novelty model.
+    Patches are left out if their feature map has a value that is not finite, such as a value above
+    65504 in fp16. If too few patches remain, there is no novelty model.
 
     A network can have almost as many channels as there are patches. Therefore the covariance of the
     train patches is shrunk (Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)00096-4).
