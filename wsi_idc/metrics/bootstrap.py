@@ -24,8 +24,8 @@ _PERCENTILES = (2.5, 97.5)
 _BLOCK_VALUES = 2_000_000
 _GRID = np.linspace(0, 1, 101)
 # With fewer patients, a percentile interval is too narrow. If two predictors are equally good, the
-# interval of their difference should exclude 0 in 5 % of the comparisons. It does so in 15 % with
-# 5 patients, and in 10 % with 10 patients.
+# interval of their difference should exclude 0 in 5 % of the comparisons. With 5 patients, it
+# excludes 0 in 15 %, and with 10 patients in 10 %.
 MIN_PATIENTS = 10
 FEW_PATIENTS = f"with fewer than {MIN_PATIENTS} patients, the 95 % intervals are too narrow"
 

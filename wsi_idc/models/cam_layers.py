@@ -98,8 +98,8 @@ def cam_grid(arch: Architecture, input_px: int, layer: str) -> tuple[int, int]:
 def default_cam_layer(arch: Architecture, input_px: int | None) -> str:
     """Return the name of the layer from which CAMs are computed by default.
 
-    It is the layer of the last feature map that has at least ``MIN_SIDE`` rows and columns. If all
-    feature maps are smaller, it is the layer of the last feature map.
+    This is the layer of the last feature map that has at least ``MIN_SIDE`` rows and columns. If
+    all feature maps are smaller, this is the layer of the last feature map.
 
     Args:
         arch: Architecture of the network.

@@ -63,7 +63,7 @@ def keep_freed_memory() -> None:
 
     By default glibc returns a large block to the system when the block is freed. A network on a CPU
     allocates and frees hundreds of MB per batch, and the system must fill each new page with zeros.
-    This takes up to a third of the time of a forward pass. The peak memory use does not change.
+    New pages take up to a third of the time of a forward pass. The peak memory use does not change.
     """
     _call_libc("mallopt", _MMAP_MAX, 0)
     _call_libc("mallopt", _TRIM_THRESHOLD, _NEVER)

@@ -34,8 +34,8 @@ _PRECEDENCE = (IGNORE, IDC, NON_IDC)
 _TOLERANCE = 1e-9
 # Maximum of (outline points * boxes) for which ``_measure`` does not divide the boxes further.
 _LEAF_WORK = 50_000
-# Outlines are clipped to an area plus a margin, which is this fraction of the area's side. It has
-# many digits, because ``clip_by_rect`` can be wrong if a point is exactly on an edge of the area.
+# Outlines are clipped to an area plus a margin of this fraction of the area's side. It has many
+# digits, because ``clip_by_rect`` can be wrong if a point is exactly on an edge of the area.
 _MARGIN = 0.0123456789
 
 

@@ -1,8 +1,8 @@
 """Find the slide and its mpp in the pages of a TIFF without the format of a scanner vendor.
 
 OpenSlide and Pillow read the first page of such a TIFF as the slide. But this page may show the
-label, or have only one channel. They decode samples of any type as 8-bit RGB. If a page is not
-upright, OpenSlide turns each tile but does not move the tiles.
+label, or have only one channel. Both programs decode samples of any type as 8-bit RGB. If a page is
+not upright, OpenSlide turns each tile but does not move the tiles.
 """
 
 import contextlib
