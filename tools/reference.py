@@ -329,7 +329,7 @@ def _hdf5(
     path: Path, meanings: Mapping[str, str], *, always: set[str] | None = None
 ) -> Iterator[str]:
     found = _walk(path)
-    kept = {k: v for k, v in found.items() if not k.endswith(tuple(TEXT["files"]["unsaid"]))}
+    kept = {k: v for k, v in found.items() if not k.endswith(tuple(TEXT["files"]["unlisted"]))}
     sets = {k: v for k, v in kept.items() if "@" not in k}
     of_root_first = sorted((k for k in kept if "@" in k), key=lambda k: not k.startswith("/@"))
     attributes = {k.removeprefix("/@").removeprefix("/"): kept[k] for k in of_root_first}
