@@ -60,6 +60,10 @@ def test_slides_are_mapped_and_bad_ones_listed(work: Path, command: RunCommand):
     assert (found["source"], found["cam"]) == ("slide", "none")
     assert (found["mpp"], found["mpp_source"]) == (4.0, "model")
     assert found["slide"].startswith("s.tif, ")
+    (work / "list.csv").write_text("slide,patient,mpp\ns.tif,P8,4\n")
+    result = command("map", "--manifest", "list.csv", "--no-cam", "--no-image")
+    assert "kept 2 files of an earlier grouping of slides into patients" in result.err
+    assert "remove what is out of date: maps/P7.h5, maps/s.h5" in result.err
     found = json.loads(command("info", "s.tif", "--json").out)
     assert (found["kind"], found["mpp"], found["mpp_source"]) == ("slide", 4.0, "file")
 

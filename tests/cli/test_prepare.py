@@ -106,6 +106,18 @@ def test_slides_are_packed(slides: Path, command: RunCommand):
     assert Pack(Path("data/a.h5")).patients == ["P", "Q"]
 
 
+def test_pictures_of_another_grouping_are_named(slides: Path, command: RunCommand):
+    command(*OF_SLIDES, "--out", "data/a.h5")
+    manifest = Path("slides/slides.csv")
+    table = pd.read_csv(manifest, dtype=str).assign(patient="Z")
+    table.to_csv(manifest, index=False)
+    result = command(*OF_SLIDES, "--out", "data/a.h5")
+    assert result.code == 0, result.err
+    lines = " ".join(result.out.split())
+    assert "kept: 3 pictures of slides that are not in the pack" in lines
+    assert "data/a_slides/P/one.png, data/a_slides/P/two.png, data/a_slides/Q/three.png" in lines
+
+
 def test_a_contradicting_mpp_is_named_at_the_end(slides: Path, command: RunCommand):
     manifest = Path("slides/slides.csv")
     table = pd.read_csv(manifest, dtype=str)

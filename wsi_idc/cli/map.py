@@ -153,7 +153,15 @@ def map_(
     # A shard is only a part of the cohort: it writes no table. wsi-idc report writes the table.
     has_table = bool(everyone or manifest) and shard is None
     has_table = has_table or _updates_table(report, builder.out, is_shard=shard is not None)
-    _echo_report(report, builder.out, has_table=has_table, as_json=as_json)
+    regrouped = []
+    if (everyone or manifest) and shard is None:
+        from wsi_idc.maps.regrouped import find_regrouped
+
+        slide_files = (
+            [row.slide for row in source.slides] if isinstance(source, SlideSource) else []
+        )
+        regrouped = find_regrouped(builder.out, source.names, slide_files)
+    _echo_report(report, builder.out, regrouped, has_table=has_table, as_json=as_json)
 
 
 def _inputs(
@@ -222,8 +230,13 @@ def _updates_table(report: "MapReport", folder: Path, *, is_shard: bool) -> bool
     return False
 
 
-def _echo_report(report: "MapReport", folder: Path, *, has_table: bool, as_json: bool) -> None:
-    """If ``has_table``, write the table of the maps in ``folder``; then print the report."""
+def _echo_report(
+    report: "MapReport", folder: Path, regrouped: list[Path], *, has_table: bool, as_json: bool
+) -> None:
+    """If ``has_table``, write the table of the maps in ``folder``; then print the report.
+
+    ``regrouped`` has the maps and pictures of an earlier grouping of slides into patients.
+    """
     from wsi_idc.maps.cohort import write_cohort
     from wsi_idc.maps.map_reader import map_path
 
@@ -234,10 +247,15 @@ def _echo_report(report: "MapReport", folder: Path, *, has_table: bool, as_json:
         except (WsiIdcError, OSError) as error:
             table_error = error  # printed below, after the maps
     lines = [*_report_lines(report), *([f"{table[0]}  one row for each map"] if table else [])]
-    echo_result({**vars(report), "table": table}, lines, as_json=as_json)
+    echo_result({**vars(report), "table": table, "regrouped": regrouped}, lines, as_json=as_json)
     for name, reason in report.failed.items() if not as_json else ():
         has_map = map_path(folder, name).exists()
         echo_note(f"{'not replaced' if has_map else 'no map'}, {name}: {reason}")
+    if regrouped:
+        echo_note(
+            f"kept {count(len(regrouped), 'file')} of an earlier grouping of slides into patients; "
+            f"the tables count such maps, so remove what is out of date: {shorten_list(regrouped)}"
+        )
     if table_error:
         echo_note(f"the table of the maps is not written: {table_error}")
     num_all = len(report.failed) + len(report.made) + len(report.kept)

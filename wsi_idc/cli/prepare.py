@@ -19,7 +19,7 @@ from wsi_idc.cli.options import (
 )
 from wsi_idc.cli.output import echo_note, echo_result, hanging_lines, raise_if_any, table_lines
 from wsi_idc.core.errors import DataError
-from wsi_idc.core.text import count
+from wsi_idc.core.text import count, shorten_list
 
 if TYPE_CHECKING:
     from wsi_idc.data.patch_index import FileIssue
@@ -216,6 +216,13 @@ def _slides_lines(report: "SlidePackReport") -> Iterator[str]:
         yield f"  {row.patient}/{row.slide}: {counts}"
     if len(packed) > _NUM_SHOWN:
         yield f"  and {len(packed) - _NUM_SHOWN:,} more, in {report.table}"
+    if report.stale_pictures:
+        pictures = count(len(report.stale_pictures), "picture")
+        yield from hanging_lines(
+            "kept: ",
+            f"{pictures} of slides that are not in the pack; remove what is out of date: "
+            f"{shorten_list(report.stale_pictures)}",
+        )
     for slide, caution in report.cautions.items():
         yield from hanging_lines("caution: ", f"{slide} is {caution}")
     for reason in report.set_aside.values():

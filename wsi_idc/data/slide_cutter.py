@@ -131,6 +131,10 @@ class SlideCutter:
         """Open the slide of a manifest row."""
         return open_slide(row.slide, mpp=self.settings.for_slide(row).mpp)
 
+    def picture(self, row: ManifestRow) -> Path:
+        """Return the path of the picture of a slide."""
+        return self.pictures / row.patient / f"{row.slide_name}.png"
+
     def annotation_file(self, row: ManifestRow) -> Path | None:
         """Return the annotation file in the manifest, else the annotation file in the folder."""
         if row.annotations is not None or self.labels.folder is None:
@@ -307,4 +311,4 @@ class SlideCutter:
         picture = slide_picture(
             slide, tissue, annotations, self.labels.classes, coords=coords, label=label, side=side
         )
-        write_bytes(self.pictures / row.patient / f"{row.slide_name}.png", picture)
+        write_bytes(self.picture(row), picture)

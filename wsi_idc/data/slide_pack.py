@@ -57,6 +57,7 @@ class SlidePackReport:
         info: Attributes of the pack.
         set_aside: Reason of each slide file that is not in the pack.
         num_kept: Number of slides that were complete from an earlier call.
+        stale_pictures: Pictures in ``pictures`` of slides that are not in the pack.
         cautions: For each slide file whose given mpp contradicts the file, the contradiction.
     """
 
@@ -69,10 +70,14 @@ class SlidePackReport:
     set_aside: dict[str, str]
     num_kept: int
     cautions: dict[str, str]
+    stale_pictures: list[Path]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as a dictionary that JSON can store."""
-        paths = {name: str(getattr(self, name)) for name in ("pack", "table", "pictures")}
+        paths: dict[str, Any] = {
+            name: str(getattr(self, name)) for name in ("pack", "table", "pictures")
+        }
+        paths["stale_pictures"] = list(map(str, self.stale_pictures))
         slides = json.loads(self.slides.to_json(orient="records"))
         return vars(self) | paths | {"slides": slides, "info": asdict(self.info)}
 
@@ -136,6 +141,9 @@ def prepare_slides(
             for cut in cuts
             if (caution := mpp_caution(cut.slide.mpp, cut.slide.mpp_source))
         },
+        stale_pictures=sorted(
+            set(pictures.glob("*/*.png")) - {cutter.picture(row) for row in ordered}
+        ),
     )
 
 
