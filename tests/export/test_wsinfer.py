@@ -147,9 +147,10 @@ def test_card_describes_the_model(tmp_path: Path):
     assert [file.name for file in files] == ["torchscript_model.pt", "config.json", "README.md"]
     assert sorted(tmp_path.iterdir()) == sorted(files)
     card = (tmp_path / "README.md").read_text()
-    assert "50 x 50 px at 4 um/px, 200 um a side" in card
-    assert "temperature (0.8669, set" in card
-    assert "0.3221 is the probability of `?x??# y`" in card
+    assert "50 x 50 px at 4 um/px (200 um wide)" in card
+    assert "temperature (0.8669, chosen" in card
+    assert "**Threshold**: 0.3221 is" in card
+    assert "at which a patch is called `?x??# y`" in card
     assert "Research use only" in card
 
 
@@ -165,7 +166,7 @@ def test_card_describes_the_model(tmp_path: Path):
 )
 def test_card_names_the_rule_of_the_threshold(config: dict, rule: str):
     card = wsinfer._card(checkpoint_of(config=config))
-    assert f"set on val patients{rule}" in " ".join(card.split())
+    assert f"chosen on val patients{rule}" in " ".join(card.split())
 
 
 def test_network_changed_by_torchscript_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
