@@ -64,6 +64,12 @@ def test_card_of_a_patient_shows_the_slide_with_most_idc():
         assert "the maps have 2 combinations" in html
 
 
+def test_train_patients_are_explained_only_if_there_are_any():
+    note = 'The model was trained on the patients marked "train"'
+    assert note in cohort_page([card("a", role="train"), card("b", role="test")], {})
+    assert note not in cohort_page([card("a", role="val"), card("b", role="test")], {})
+
+
 def test_areas_have_the_same_digits_in_the_head_and_on_the_cards():
     page = cohort_page([card("a", area_mm2=0.44, idc_area_mm2=0.16)], {})
     assert "<b>0.44</b> mm² of tissue · <b>0.16</b> mm² called IDC" in page

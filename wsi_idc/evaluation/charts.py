@@ -294,7 +294,7 @@ def _draw_sorted(
         ]
         text = "\n".join(["weakest:", *lines])
         style: dict[str, Any] = {"ha": "right", "va": "bottom", "color": OTHER, "fontsize": 9}
-        ax.text(0.985, 0.06, text, transform=ax.transAxes, **style)
+        ax.text(0.985, 0.1, text, transform=ax.transAxes, **style)
     ax.set(xlim=(0.3, len(ordered) + 0.7), ylim=(min(lowest, values.min()) - 0.04, 1.04))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     mean = _with_interval(*(statistics[key] for key in ("mean", "low", "high")))
