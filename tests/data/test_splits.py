@@ -266,7 +266,7 @@ def test_a_split_without_test_patients_is_allowed_and_logged(pack, tmp_path, cap
         (b"patient,split\np000,train\np001,dev\n", "line 3: split 'dev' is not one of train, val"),
         (b"patient,split\np000,\n", "split '' is not one of"),
         (GOOD.encode() + b"p002,train\n", "patient 'p002' has more than one split; keep one row"),
-        (GOOD.encode() + b"x\xc3\xa9,train\n", "1 patients are not in the data, such as 'xé'"),
+        (GOOD.encode() + b"x\xc3\xa9,train\n", "1 patient is not in the data, such as 'xé'"),
         (b"patient,split\n", "is left for train"),
         (b"patient,split\np000,train\np001,test\n", "is left for val; give more"),
         (b"patient,split\np000,train,1\n", "line 2: 3 cells, but 2 column names; put quotation"),
