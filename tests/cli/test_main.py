@@ -174,7 +174,7 @@ def test_a_bad_map_is_listed_at_the_end(work: Path, command: RunCommand):
     result = command("map", "--patient", "S0001", "--patient", "S0002")
     assert result.code == 1
     assert "maps/S0002.h5" in result.out
-    assert "not replaced, S0001: maps/S0001.h5: not a usable map" in result.err
+    assert "map of S0001 not replaced: maps/S0001.h5: not a usable map" in result.err
     assert "1 of 2 maps were not made: S0001" in result.error
 
 

@@ -51,7 +51,7 @@ def test_slides_are_mapped_and_bad_ones_listed(work: Path, command: RunCommand):
     assert "maps/s.h5" in result.out
     assert "1 of 2 maps were not made: bad" in result.error
     assert [line for line in result.err.splitlines() if "is empty" in line] == [
-        "no map, bad: bad.svs: is empty; copy the slide again"
+        "no map of bad: bad.svs: is empty; copy the slide again"
     ]
     (work / "list.csv").write_text("slide,patient,mpp\ns.tif,P7,4\n")
     result = command("map", "--manifest", "list.csv", "--no-cam", "--no-image")
@@ -62,8 +62,8 @@ def test_slides_are_mapped_and_bad_ones_listed(work: Path, command: RunCommand):
     assert found["slide"].startswith("s.tif, ")
     (work / "list.csv").write_text("slide,patient,mpp\ns.tif,P8,4\n")
     result = command("map", "--manifest", "list.csv", "--no-cam", "--no-image")
-    assert "kept 2 files of an earlier grouping of slides into patients" in result.err
-    assert "remove what is out of date: maps/P7.h5, maps/s.h5" in result.err
+    assert "kept 2 files of an earlier run in which slides had other patients" in result.err
+    assert "remove the outdated files: maps/P7.h5, maps/s.h5" in result.err
     found = json.loads(command("info", "s.tif", "--json").out)
     assert (found["kind"], found["mpp"], found["mpp_source"]) == ("slide", 4.0, "file")
 

@@ -235,7 +235,7 @@ def _echo_report(
 ) -> None:
     """If ``has_table``, write the table of the maps in ``folder``; then print the report.
 
-    ``regrouped`` has the maps and pictures of an earlier grouping of slides into patients.
+    ``regrouped`` has maps and pictures of an earlier run in which slides had other patients.
     """
     from wsi_idc.maps.cohort import write_cohort
     from wsi_idc.maps.map_reader import map_path
@@ -250,11 +250,13 @@ def _echo_report(
     echo_result({**vars(report), "table": table, "regrouped": regrouped}, lines, as_json=as_json)
     for name, reason in report.failed.items() if not as_json else ():
         has_map = map_path(folder, name).exists()
-        echo_note(f"{'not replaced' if has_map else 'no map'}, {name}: {reason}")
+        what = f"map of {name} not replaced" if has_map else f"no map of {name}"
+        echo_note(f"{what}: {reason}")
     if regrouped:
         echo_note(
-            f"kept {count(len(regrouped), 'file')} of an earlier grouping of slides into patients; "
-            f"the tables count such maps, so remove what is out of date: {shorten_list(regrouped)}"
+            f"kept {count(len(regrouped), 'file')} of an earlier run in which slides had other "
+            "patients; the tables include these maps, so remove the outdated files: "
+            f"{shorten_list(regrouped)}"
         )
     if table_error:
         echo_note(f"the table of the maps is not written: {table_error}")

@@ -220,7 +220,7 @@ def _slides_lines(report: "SlidePackReport") -> Iterator[str]:
         pictures = count(len(report.stale_pictures), "picture")
         yield from hanging_lines(
             "kept: ",
-            f"{pictures} of slides that are not in the pack; remove what is out of date: "
+            f"{pictures} of slides that are not in the pack; remove the outdated ones: "
             f"{shorten_list(report.stale_pictures)}",
         )
     for slide, caution in report.cautions.items():
