@@ -23,17 +23,8 @@ SMALL = {"num_patches": 80, "num_rounds": 1}
 @pytest.fixture(autouse=True)
 def _scripts_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    for name in (
-        "prepare",
-        "loader",
-        "map_stages",
-        "all",
-        "options",
-        "tiles",
-        "novelty",
-        "artifacts",
-    ):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    for script in (Path(__file__).parents[2] / "benchmarks").glob("*.py"):
+        monkeypatch.delitem(sys.modules, script.stem, raising=False)
 
 
 def test_prepare_measures_workers_and_packs_the_same_pixels(cohort: Pack, tmp_path: Path):
@@ -140,3 +131,15 @@ def test_layers_of_a_fold_need_a_patch_each():
     # Optical densities of three layers add up.
     assert np.median(image[mask > 0]) == int(256 * (151 / 256) ** 3 - 1)
     assert (masks["fold of 2 layers"][1] >= mask).all()
+
+
+def test_cost_of_novelty_is_measured(cohort: Pack, trained: Checkpoint, tmp_path: Path):
+    import novelty_cost
+
+    builder = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path / "maps")
+    patients = cohort.patients[:2]
+    rates, cost = novelty_cost.measure_cost(builder, cohort, patients, num_rounds=1)
+    assert set(rates) == {"with novelty", "without novelty"}
+    assert min(rates.values()) > 0
+    # One round has one ratio.
+    assert cost == pytest.approx(rates["without novelty"] / rates["with novelty"] - 1)
