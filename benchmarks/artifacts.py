@@ -8,7 +8,7 @@ fold has two or three layers of tissue: the optical density is the sum of the la
 
 import time
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import cv2
@@ -46,6 +46,13 @@ def mix(picture: Pixels, artifact: NDArray, mask: Pixels, softness: float) -> Pi
     return (picture * (1 - weight) + artifact * weight).clip(0, 255).astype(np.uint8)
 
 
+def draw_blur(picture: Pixels) -> Iterator[tuple[str, int, Pixels, Pixels]]:
+    """Blur the mosaic of the patches of a patient; yield the same values as ``draw``."""
+    for sigma in (1.0, 1.5, 2.0, 3.0):
+        blurred = cv2.GaussianBlur(picture, (0, 0), sigma)
+        yield f"blur of {sigma:g} px", BLUR, blurred, np.full(picture.shape[:2], 255, np.uint8)
+
+
 def draw(
     rng: np.random.Generator, picture: Pixels, has_patch: Pixels
 ) -> Iterator[tuple[str, int, Pixels, Pixels]]:
@@ -57,9 +64,6 @@ def draw(
         has_patch: 255 where the mosaic has a patch, shape (h, w).
     """
     shape, picture = picture.shape, picture.astype(np.float32)
-    for sigma in (1.0, 1.5, 2.0, 3.0):
-        blurred = cv2.GaussianBlur(picture, (0, 0), sigma).astype(np.uint8)
-        yield f"blur of {sigma:g} px", BLUR, blurred, np.full(shape[:2], 255, np.uint8)
     for (name, color), (kind, opacity) in product(INKS.items(), OPACITIES.items()):
         mask, tint = stroke(rng, shape, int(rng.integers(100, 250))), np.float32(color) / 255
         ink = opacity * tint * 235 + (1 - opacity) * picture * tint**0.7
@@ -95,11 +99,11 @@ def measure(
         for patch, piece in zip(patches, pieces, strict=True):
             picture[piece], has_patch[piece] = patch, 255
         is_tissue = (patches.min(axis=-1) < 200).mean(axis=(1, 2)) >= 0.5
-        for _ in range(rounds):
-            for name, bits, image, mask in draw(rng, picture, has_patch):
-                is_covered = np.array([mask[piece].mean() >= 128 for piece in pieces]) & is_tissue
-                flags = artifact_flags(np.stack([image[piece] for piece in pieces])[is_covered])
-                found.setdefault(name, []).append(np.stack([flags & bits, flags]) > 0)
+        drawn = (draw(rng, picture, has_patch) for _ in range(rounds))
+        for name, bits, image, mask in chain(draw_blur(picture), *drawn):
+            is_covered = np.array([mask[piece].mean() >= 128 for piece in pieces]) & is_tissue
+            flags = artifact_flags(np.stack([image[piece] for piece in pieces])[is_covered])
+            found.setdefault(name, []).append(np.stack([flags & bits, flags]) > 0)
     joined = {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
     return [(name, each.shape[1], *each.mean(axis=1)) for name, each in joined.items()]
 
