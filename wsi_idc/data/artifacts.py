@@ -58,7 +58,7 @@ def _flags(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
     brightest, chroma = _brightest_and_chroma(half)
     cool_ink = (green > cv2.add(red, 5)) | ((green > red) & (blue > cv2.add(red, 40)))
     od_red, od_green, od_blue = cv2.split(cv2.LUT(half, _DENSITY).reshape(half.shape))
-    red_ink = (od_blue > 0.75 * od_green) & (od_green > 0.7) & (od_red < 0.4 * od_green)
+    red_ink = (od_blue > 0.7 * od_green) & (od_green > 0.9) & (od_red < 0.4 * od_green)
     black_ink = (brightest < 100) & (chroma < 20)
 
     def is_over(mask: NDArray[np.bool_], limit: float) -> NDArray[np.bool_]:
