@@ -28,7 +28,7 @@ from wsi_idc.maps.layers import flags_in_words, layers_of
 from wsi_idc.maps.map_reader import exclude_flagged, read_map
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.render.panels import PanelInput, flags_panel
-from wsi_idc.render.render import VIEWS, figure_of
+from wsi_idc.render.render import figure_of
 from wsi_idc.report.layers import page_layers
 from wsi_idc.runtime.device import select_device
 from wsi_idc.slides.manifest import ManifestRow
@@ -133,8 +133,8 @@ def test_every_output_has_the_layer(build: Build, tmp_path: Path):
     assert "flags" in record["columns"]
     (viewed,) = [layer for layer in record["layers"] if layer["name"] == "flags"]
     assert {text for _, text in viewed["keys"]} >= set(texts)
-    assert "flags" in VIEWS["panels"]
-    assert "Flags" in {text.get_text() for text in figure_of(path).texts}
+    titles = {text.get_text() for text in figure_of(path, view="quality").texts}
+    assert {"Tissue", "Flags"} <= titles
     tissue_px = np.zeros((1, 4, 3), np.uint8)
     panel = flags_panel(PanelInput(patient_map, tissue_px, False, 1, 0.5))
     assert [entry.name for entry in panel.legend] == ["no flag (1)", *texts]
@@ -159,6 +159,8 @@ def test_older_maps_have_no_flags(build: Build):
     row = read_cohort([path]).rows["A"]
     assert np.isnan(row["flagged"])
     assert row["excluded_flags"] == ""
+    with pytest.raises(MapError, match="has neither novelty nor quality flags"):
+        figure_of(path, view="quality")
     with pytest.raises(MapError, match="has no quality flags; make it again"):
         exclude_flagged(path, patient_map)
 

@@ -16,7 +16,7 @@ from wsi_idc.cli.options import (
 from wsi_idc.cli.output import echo, echo_note, raise_if_any
 from wsi_idc.core.errors import MapError, WsiIdcError
 
-_VIEWS = ("panels", "overlay", "contours", "cam", "side-by-side")
+_VIEWS = ("panels", "overlay", "contours", "cam", "quality", "side-by-side")
 
 
 @click.command()
@@ -65,10 +65,11 @@ def render(
 
     \b
     panels        tissue, probability, CAM mosaic and labels; if the map has them,
-                  also smoothed probability, uncertainty, flags and slide
+                  also smoothed probability, uncertainty and the complete slide
     overlay       probability in color over the tissue in gray
     contours      tissue with the outlines of called and labelled IDC
     cam           CAM in color over the tissue in gray; each map has its own scale
+    quality       tissue, novelty and quality flags
     side-by-side  tissue, overlay, cam and labels in a row
 
     The file of the view "panels" is PATIENT.png; the file of another view is PATIENT-VIEW.png. In a

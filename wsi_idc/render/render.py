@@ -26,12 +26,11 @@ DEFAULT_VIEW = "panels"
 _SAVE = {".png": save_png, ".pdf": save_pdf}
 FORMATS = tuple(suffix[1:] for suffix in _SAVE)
 VIEWS = {
-    DEFAULT_VIEW: (
-        *("slide", "tissue", "probability", "smoothed", "uncertainty", "cam", "labels", "flags"),
-    ),
+    DEFAULT_VIEW: ("slide", "tissue", "probability", "smoothed", "uncertainty", "cam", "labels"),
     "overlay": ("probability over tissue",),
     "contours": ("outlines",),
     "cam": ("cam over tissue",),
+    "quality": ("tissue", "novelty", "flags"),
     "side-by-side": ("tissue", "probability over tissue", "cam over tissue", "labels"),
 }
 _LONGEST = 40
@@ -94,6 +93,11 @@ def figure_of(
             f"{path}: has no CAM; leave out --view cam, or make the map again with a CAM"
         )
     names = [name for name in VIEWS[view] if _has_panel(patient_map, name)]
+    if view == "quality" and names == ["tissue"]:
+        raise MapError(
+            f"{path}: has neither novelty nor quality flags; leave out --view quality, or make "
+            "the map again"
+        )
     panel_input = read_panel_input(
         path, patient_map, num_panels=len(names), dpi=dpi, threshold=threshold
     )
@@ -146,8 +150,6 @@ def read_panel_input(
 def _has_panel(patient_map: PatientMap, name: str) -> bool:
     if name == "labels":
         return has_labels(patient_map)
-    if name == "flags":
-        return patient_map.flags is not None and bool(patient_map.flags.any())
     needed = {"cam over tissue": "cam"}.get(name, name)
     return getattr(patient_map, needed, True) is not None
 
