@@ -80,7 +80,9 @@ def test_options_are_those_of_the_package():
 
 def test_a_map_of_nan_is_drawn(maps: Path, command: RunCommand):
     nothing = np.full(4, np.nan, np.float32)
-    odd = small_map(patient="C", probability=nothing, cam=np.full((4, 2, 2), np.inf))
+    odd = small_map(
+        patient="C", probability=nothing, novelty=nothing, cam=np.full((4, 2, 2), np.inf)
+    )
     write_map(maps / "C.h5", odd)
     words = [word for view in VIEWS for word in ("--view", view)]
     assert command("render", maps / "C.h5", *words, "--dpi", 40).code == 0

@@ -19,6 +19,7 @@ from wsi_idc.render.render import FORMATS, VIEWS, figure_of, read_panel_input, r
 
 SIDE = 300
 CORNERS = [(0, 0), (0, SIDE - 1), (SIDE - 1, 0), (SIDE - 1, SIDE - 1)]
+FLAGGED = {"flags": np.array([0, 1, 2, 3], np.uint8), "flag_bits": {"blur": 1, "pen": 2}}
 CALLED = np.rint(np.multiply(to_rgb("#0b1f66"), 255))
 
 
@@ -102,7 +103,7 @@ def test_tissue_is_no_finer_than_the_page(large: Path):
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_views_are_drawn_as_the_same_png_and_pdf_each_time(tmp_path: Path, view: str):
-    path = written(tmp_path)
+    path = written(tmp_path, **FLAGGED)
     files = [[tmp_path / "pictures" / f"{n}.{kind}" for kind in FORMATS] for n in (1, 2)]
     for outs in files:
         render_map(path, *outs, view=view, dpi=100)
@@ -114,7 +115,7 @@ def test_views_are_drawn_as_the_same_png_and_pdf_each_time(tmp_path: Path, view:
         assert first.read_bytes() == second.read_bytes()
     names = sorted(path.name for path in files[0][0].parent.iterdir())
     assert names == ["1.pdf", "1.png", "2.pdf", "2.png"]
-    render_map(written(tmp_path, patches=None), files[0][0], view=view, dpi=60)
+    render_map(written(tmp_path, patches=None, **FLAGGED), files[0][0], view=view, dpi=60)
     assert files[0][0].read_bytes() != files[1][0].read_bytes()
 
 
@@ -136,7 +137,8 @@ def test_pdf_has_vector_outlines_and_text(tmp_path: Path):
 
 
 def test_views_have_titles_and_a_notice(tmp_path: Path):
-    path = written(tmp_path, slide=slide_view(), smoothed=np.ones(4, np.float32))
+    values = np.ones(4, np.float32)
+    path = written(tmp_path, slide=slide_view(), smoothed=values, novelty=values, **FLAGGED)
     titles = {}
     for view in VIEWS:
         with page_style():
@@ -156,6 +158,7 @@ def test_views_have_titles_and_a_notice(tmp_path: Path):
         "overlay": ["Probability over tissue"],
         "contours": ["Tissue and outlines"],
         "cam": ["Grad-CAM over tissue"],
+        "quality": ["Tissue", "Novelty", "Flags"],
         "side-by-side": ["Tissue", "Probability over tissue", "Grad-CAM over tissue", "Labels"],
     }
 
@@ -167,6 +170,8 @@ def test_missing_layers_have_no_panel(tmp_path: Path):
             assert len(figure_of(path, view=view, dpi=60).axes) == 2 * num  # with its foot
     with pytest.raises(MapError, match="has no CAM"):
         render_map(path, tmp_path / "p.png", view="cam")
+    with pytest.raises(MapError, match="has neither novelty nor quality flags"):
+        render_map(path, tmp_path / "p.png", view="quality")
 
 
 def test_threshold_changes_calls_and_outlines(tmp_path: Path):
@@ -190,6 +195,7 @@ def test_text_of_a_map_is_drawn_as_text(tmp_path: Path, suffix: str, views: Iter
         model={"architecture": "x\ty" * 99, "role_of_patient": {"$^$": None}},
         mpp_source="$" * 500,
         cam_method="$^$",
+        **FLAGGED,
     )
     for view in views:
         render_map(path, tmp_path / f"{view}.{suffix}", view=view, dpi=40)
