@@ -3,8 +3,8 @@
     python tools/simulate_cluster.py
 
 The sizes of the slides are random. ``assign_shards`` divides the slides into shards. Each shard is
-a task on one GPU or two cores. The time of a slide is the time to compute its patches, or the time
-to read its bytes and write its map, whichever is longer. All tasks share one disk.
+a task on one GPU or two cores. Two times are computed for a slide: the time to compute its patches,
+and the time to read its bytes and write its map. The longer time counts. All tasks share one disk.
 """
 
 import argparse

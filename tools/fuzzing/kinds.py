@@ -63,7 +63,7 @@ class Kind:
 
     Attributes:
         files: Bytes of valid files, by name.
-        mutate: For the name of each file that can be mutated, the function that mutates it.
+        mutate: Functions that mutate a file, by the name of the file.
         read: Function that reads the files in a folder, as the commands of the program do.
     """
 

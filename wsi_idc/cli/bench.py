@@ -24,9 +24,9 @@ def bench() -> None:
     """Measure how fast this machine maps and trains.
 
     The command measures three variants: the bare network on data in memory, wsi-idc map or train,
-    and a plain script. The plain script reads PNG files with Pillow in a DataLoader, and for maps
-    it computes one CAM at a time with torchcam. The result is the speed of each variant in patches
-    per second, and the ratios of the speeds. All files are temporary.
+    and a plain script. The plain script reads PNG files with Pillow in a DataLoader. For maps, it
+    computes one CAM at a time with torchcam. The result is the speed of each variant in patches per
+    second, and the ratios of the speeds. All files are temporary.
 
     \b
     Example:
@@ -92,7 +92,7 @@ def bench_map(
     """Measure the speed of wsi-idc map.
 
     The time includes CAMs and the writing of files. The table also shows the largest differences
-    between the maps and the results of the plain script, which wsi-idc bench --help describes.
+    between the maps and the results of the plain script (see wsi-idc bench --help).
 
     \b
     Examples:

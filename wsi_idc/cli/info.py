@@ -33,10 +33,10 @@ _OPENED_BY = {
 def info(file: Path, as_json: bool) -> None:
     """Describe a file.
 
-    FILE is a pack, a checkpoint (.pt), a run directory, a map, a patient file (PATIENT.h5 for
-    several slides), a cohort file (cohort.h5), a folder with a cohort file, or a slide. If FILE is
-    'bundled', the command describes the bundled model. Unknown values are left out, and long values
-    are shortened. --json prints every value in full.
+    FILE is a pack, a checkpoint (.pt), a run directory, a map, a patient file, a cohort file
+    (cohort.h5), a folder with a cohort file, or a slide. A patient file is PATIENT.h5 of a patient
+    with several slides. If FILE is 'bundled', the command describes the bundled model. Unknown
+    values are left out, and long values are shortened. --json prints every value in full.
 
     \b
     Example:

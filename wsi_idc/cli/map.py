@@ -89,11 +89,11 @@ def map_(
 ) -> None:
     """Make maps of patients or slides, with probability and CAM.
 
-    An argument without a file ending is the id of a patient, unless a file or folder has this name.
-    All other arguments are slides or folders of slides.
+    An argument is a slide or a folder of slides if the file or folder exists, or if the argument
+    has a file ending. All other arguments are ids of patients.
 
-    The command writes one HDF5 file for each patient or slide, with the probability of every patch,
-    its quality flags (blur, pen, fold, glass) and the mosaic of all CAMs. A slide is cut into
+    The command writes one HDF5 file for each patient or slide. The file has the probability and the
+    quality flags (blur, pen, fold, glass) of every patch, and all CAMs. A slide is cut into
     patches where it has tissue; the patches have the size and the microns per pixel of the model.
     With --all or --manifest, the command also writes a table of all maps (cohort.csv and cohort.h5)
     beside the maps. Without these options, the command only updates an existing table. If a patient

@@ -37,8 +37,8 @@ def synth(
     """Draw a synthetic cohort into FOLDER, or a synthetic slide.
 
     The cohort has the folders and file names of the Kaggle data set. With --num-slides, it has
-    slides in several formats, their manifest slides.csv, and a folder annotations/ with outlines of
-    tumor and normal tissue as QuPath exports them.
+    slides in several formats, their manifest slides.csv, and a folder annotations/. This folder has
+    outlines of tumor and normal tissue in the format of QuPath.
 
     With --slide, the command draws one pyramidal TIFF that contains its resolution. NAME.mask.png
     has the true labels of this slide at 4 um/px: 0 is background or fat, 1 is tissue, 2 is IDC. The

@@ -34,9 +34,10 @@ def robustness(
 
     Returns:
         One row per change. Columns: change, metrics at the predictor's threshold, called_idc
-        (fraction of patches called IDC), mean_novelty, novelty_auroc (how well the mean novelty of
-        a patient separates changed patients from unchanged patients), cautions (fraction of
-        patients above the limit of novelty). Without a novelty model, the last three are NaN.
+        (fraction of patches called IDC), mean_novelty, novelty_auroc, cautions (fraction of
+        patients above the limit of novelty). ``novelty_auroc`` is the AUROC with which the mean
+        novelty of a patient separates changed patients from unchanged patients. Without a novelty
+        model, the last three columns are NaN.
     """
     known = pack.index["label"].to_numpy() >= 0
     rows = np.flatnonzero(np.isin(pack.patient_of, patients) & known)

@@ -49,8 +49,8 @@ def find_duplicates(pack: Pack, hashes: NDArray[np.uint64], candidates: Ints) ->
 
     Returns:
         One row per patch of a group. Columns: ``group`` (number from 1), ``row`` (position of the
-        patch in the pack), ``bits_apart`` and ``correlation`` (both between the patch and the first
-        patch of its group; the correlation of the first patch is NaN).
+        patch in the pack), ``bits_apart`` and ``correlation``. The last two columns compare the
+        patch with the first patch of its group; the correlation of the first patch is NaN.
     """
     unique, first_index, inverse = np.unique(
         hashes[candidates], return_index=True, return_inverse=True

@@ -17,7 +17,8 @@ def patch_table(patient_map: PatientMap) -> pd.DataFrame:
 
     The columns are ``prob_CLASS`` and ``logit_CLASS`` of both classes, and ``label`` (-1 if the
     label is unknown). The columns of ``OPTIONAL_VALUES``, ``cam_mean`` and ``cam_max`` are present
-    if the map has these values, and ``flag_NAME`` (0 or 1) if it has quality flags.
+    if the map has these values. If the map has quality flags, each flag has a column ``flag_NAME``
+    (0 or 1).
     """
     other, idc = patient_map.class_names
     columns = {

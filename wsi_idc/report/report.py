@@ -54,8 +54,8 @@ class Report:
         patients: Table of the patients.
         failed: Reason for each map file without a page, and for each other page that cannot be
             written: a page with a list of slides, or the page of an evaluation.
-        stale: Pages in the folder that an earlier report wrote for maps that this report does not
-            have. They are kept, because this report may have only some of the maps.
+        stale: Pages in the folder from earlier reports, for maps that are not in this report. They
+            are kept, because this report may have only some of the maps.
     """
 
     pages: dict[str, Path] = field(default_factory=dict)
