@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bokeh.settings import settings
 from PIL import Image
 
 from tests.report.browser import ask, needs_chromium, requests_in
@@ -103,6 +104,12 @@ def test_page_has_patient_origin_and_notice():
     unknown = page_of(hand_map(model={"role_of_patient": "in no split"}))
     assert "· in no split of the model" in unknown
     assert "patient of the model" not in unknown
+
+
+def test_the_bokeh_document_is_valid(monkeypatch, caplog):
+    monkeypatch.setattr(settings, "perform_document_validation", True)
+    page_of(hand_map(novelty=np.full(5, 0.1, np.float32)))
+    assert [record for record in caplog.records if record.name.startswith("bokeh")] == []
 
 
 def test_text_of_a_map_is_never_markup():
@@ -310,16 +317,19 @@ def test_threshold_updates_figures_and_regions(tmp_path: Path):
 def test_click_shows_the_patch_and_its_cam(tmp_path: Path):
     patches = np.zeros((5, 50, 50, 3), np.uint8)
     patches[2] = (200, 40, 40)
-    page = write_page(tmp_path, hand_map(patches=patches))
+    novelty = np.array([0.1, 0.2, 0.3, 0.4, 0.5], np.float32)
+    page = write_page(tmp_path, hand_map(patches=patches, novelty=novelty))
     answer = ask(
         page,
         "model('patches').selected.indices = [2]; await pause(500);"
         "const middle = (id) => [...document.getElementById(id).getContext('2d')"
         ".getImageData(156, 156, 1, 1).data];"
         "return [text('patch-probability'), text('patch-label'), text('patch-cam'),"
-        " text('patch-cell'), text('patch-xy'), middle('patch-tissue'), middle('patch-map')]",
+        " text('patch-cell'), text('patch-xy'), middle('patch-tissue'), middle('patch-map'),"
+        " text('patch-novelty')]",
     )
     assert answer[:5] == ["0.200", "IDC", "17.0000", "1, 3", "150, 50 px"]
+    assert answer[7] == "0.300"
     assert np.abs(np.array(answer[5]) - (200, 40, 40, 255)).max() <= 4  # a JPEG
     # The lower middle of its CAM, 16 of a top of 28.85: red in inferno.
     assert np.abs(np.array(answer[6]) - (207, 68, 70, 255)).max() <= 8

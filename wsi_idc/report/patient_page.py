@@ -11,6 +11,7 @@ from bokeh.embed import file_html
 from bokeh.events import DocumentReady
 from bokeh.models import CustomJS
 from bokeh.resources import CDN, INLINE
+from bokeh.settings import settings
 from numpy.typing import NDArray
 
 from wsi_idc.maps.cohort import format_note
@@ -39,6 +40,7 @@ from wsi_idc.report.layers import (
     slide_corner_mm,
 )
 
+settings.perform_document_validation = False  # this check takes a sixth of the time of a page
 DIGEST_NAME, CARD_ID = "wsi-idc-digest", "card"
 # Settings that ``provenance_of`` shows on separate lines, not in the line "settings".
 _OWN_LINES = {"checkpoint", "data", "mpp", "mpp_source", "cam", "cam_method", "cam_layer"}

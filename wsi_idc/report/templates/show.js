@@ -17,6 +17,7 @@ const texts = {
   "patch-probability": number("probability", 3),
   "patch-smoothed": number("smoothed", 3),
   "patch-uncertainty": number("uncertainty", 3),
+  "patch-novelty": number("novelty", 3),
   "patch-cam": number("cam_max", 4),
   "patch-label": data.label_name[index],
   "patch-flags": data.flag_names[index],
