@@ -191,7 +191,9 @@ def test_coarse_slide_is_enlarged_or_refused(tmp_path, caplog):
     assert found.shape == (6, 50, 50, 3)
     assert (found == 90).all()
     assert "5 um/px is coarser than the model's 4; the patches are enlarged" in caplog.text
-    with pytest.raises(SlideError, match=r"6.1 um/px \(given\) is too coarse for a model of 4"):
+    with pytest.raises(
+        SlideError, match=r"6.1 um/px \(given, but the file states 5\) is too coarse"
+    ):
         cut(path, mpp_given=6.1)
 
 
