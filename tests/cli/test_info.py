@@ -9,9 +9,10 @@ import pytest
 
 from tests.cli.commands import RunCommand
 from tests.packs import save_png
-from tests.small_maps import edge_map, write_two_slides, written
+from tests.small_maps import edge_map, write_hand_map, write_two_slides, written
 from wsi_idc.maps.cohort import write_cohort, write_cohort_h5
 from wsi_idc.maps.map_writer import write_map
+from wsi_idc.maps.patient_file import write_patient_file
 
 ROW = {"area_mm2": 0.25, "idc_area_mm2": 0.125, "idc_fraction": 0.5}
 
@@ -109,6 +110,27 @@ def test_info_of_a_patient_with_several_slides(tmp_path: Path, command: RunComma
         del file["table/slide"]
         file["table"].attrs["columns"] = ["idc_fraction"]
     assert "the columns of the slides are missing" in command("info", path).error
+
+
+def test_info_of_flags(tmp_path: Path, command: RunCommand):
+    bits = {"blur": 1, "pen": 2}
+    fields = {"flags": np.array([0, 1, 3, 0, 2], np.uint8), "flag_bits": bits}
+    for slide in "ab":
+        path = write_hand_map(tmp_path, slide_name=slide, exclude_flagged=slide == "b", **fields)
+    write_patient_file(tmp_path / "P1.h5")
+    assert json.loads(command("info", path, "--json").out)["flagged"] == {"blur": 2, "pen": 2}
+    text = "2 blur, 2 pen, left out of areas and regions"
+    assert values_of(command("info", path).out)["flagged"] == text
+    found = json.loads(command("info", tmp_path / "P1.h5", "--json").out)
+    assert found["flagged"] | {"fold": 0, "glass": 0} == {
+        "blur": 4,
+        "pen": 4,
+        "fold": 0,
+        "glass": 0,
+    }
+    assert found["excluded_flags"] == "mixed"
+    assert values_of(command("info", tmp_path / "P1.h5").out)["flagged"] == "4 blur, 4 pen"
+    assert "unknown" in values_of(command("info", written(tmp_path / "old")).out)["flagged"]
 
 
 def test_info_of_a_cohort_file_has_totals(tmp_path: Path, command: RunCommand):

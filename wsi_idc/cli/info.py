@@ -13,6 +13,7 @@ from wsi_idc.core.errors import MapError, SlideError, WsiIdcError
 from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint, check_checkpoint_file
 
 _MAX_TEXT = 400
+_FLAGGED = "flagged_"  # start of the names of the columns that count flags
 _SHA256 = re.compile("[0-9a-f]{64}")
 _KNOWN = "wsi-idc info describes packs, checkpoints, runs, maps, cohort files and slides"
 _OPENED_BY = {
@@ -201,6 +202,11 @@ def _describe_patient(file: Path) -> dict[str, Any]:
             f"{file}: the columns of the slides are missing; make the file again with wsi-idc map"
         ) from None
     known = {name: value for name, value in nan_to_none(row).items() if value != ""}
+    counts = {name: known.pop(name) for name in [*known] if name.startswith(_FLAGGED)}
+    if known.get("flagged") is not None:
+        known["flagged"] = {
+            name.removeprefix(_FLAGGED): int(num) for name, num in counts.items() if num is not None
+        }
     return {**known, "called_idc_of": fractions}
 
 
@@ -216,8 +222,8 @@ def _describe_cohort(file: Path) -> dict[str, Any]:
         fractions = dict(zip(names, table["idc_fraction"].astype(float), strict=True))
         sums: dict[str, Any] = {**totals, "patches": int(totals["patches"])}
         if "excluded_flags" in table:  # missing in tables of version 0.1.0
-            counts = table.filter(like="flagged_").astype(float).sum(min_count=1).dropna()
-            flagged = {str(name).removeprefix("flagged_"): int(num) for name, num in counts.items()}
+            counts = table.filter(like=_FLAGGED).astype(float).sum(min_count=1).dropna()
+            flagged = {str(name).removeprefix(_FLAGGED): int(num) for name, num in counts.items()}
             excluded = sorted({text for text in table["excluded_flags"] if text})
             sums |= {"flagged": flagged or None, "excluded_flags": " ".join(excluded) or None}
     except (KeyError, ValueError, OverflowError):
