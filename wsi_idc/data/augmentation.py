@@ -224,7 +224,7 @@ def _color_jitter(images: Tensor, params: AugmentParams) -> Tensor:
     rotation = torch.zeros(len(params), 3, 3, dtype=torch.float64)
     rotation[:, 0, 0] = 1
     rotation[:, 1, 1] = rotation[:, 2, 2] = angle.cos()
-    rotation[:, 1, 2] = angle.sin()  # a turn from I to Q moves red away from green
+    rotation[:, 1, 2] = angle.sin()  # with this sign, red turns towards green
     rotation[:, 2, 1] = -angle.sin()
     color = torch.linalg.inv(_YIQ) @ rotation @ _YIQ @ color  # (N, 3, 3)
     pixel_matrix = (brightness * contrast)[:, None, None] * color

@@ -1,4 +1,4 @@
-"""Find maps that remain after the slides were grouped into other patients."""
+"""Find outdated maps: their slides now belong to other patients."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -12,14 +12,14 @@ _PICTURES = (".png", ".pdf")
 def find_regrouped(
     folder: Path, names: Collection[str], slides: Collection[Path] = ()
 ) -> list[Path]:
-    """Return the maps of an earlier grouping of slides in a folder, and the pictures beside them.
+    """Return the outdated maps in a folder, and the pictures beside them.
 
-    Such a map is of a slide that now has a map of another name, or is in the folder of a patient
-    who does not have this slide now. All other maps may be of other data.
+    A map is outdated if its slide now has a map of another name, or if it is in the folder of a
+    patient who no longer has this slide. Other maps are not returned: they may be of other data.
 
     Args:
         folder: Folder of the maps.
-        names: Names of all maps of the current grouping: PATIENT or PATIENT/SLIDE.
+        names: Names of all current maps: PATIENT or PATIENT/SLIDE.
         slides: Slide files of these maps.
     """
     patients = {name.partition("/")[0] for name in names}
