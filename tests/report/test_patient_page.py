@@ -106,9 +106,12 @@ def test_page_has_patient_origin_and_notice():
     assert "patient of the model" not in unknown
 
 
-def test_the_bokeh_document_is_valid(monkeypatch, caplog):
-    monkeypatch.setattr(settings, "perform_document_validation", True)
-    page_of(hand_map(novelty=np.full(5, 0.1, np.float32)))
+def test_the_bokeh_document_is_valid(caplog):
+    settings.perform_document_validation = True
+    try:
+        page_of(hand_map(novelty=np.full(5, 0.1, np.float32)))
+    finally:
+        settings.perform_document_validation = False
     assert [record for record in caplog.records if record.name.startswith("bokeh")] == []
 
 
