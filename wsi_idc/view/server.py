@@ -45,7 +45,7 @@ _MAX_REQUEST_BYTES = 2**16
 # Columns of the table of the cohort that the list of patients shows.
 _ROW = (
     *("patient", "patches", "area_mm2", "idc_area_mm2", "idc_fraction", "auc", "dice"),
-    *("mean_uncertainty", "mean_novelty", "role"),
+    *("mean_uncertainty", "mean_novelty", "flagged", "role"),
 )
 # Hash of the only style that OpenSeadragon adds to the page.
 _OSD_STYLE = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"

@@ -12,6 +12,7 @@ const SORTS = [
   ["dice", "Dice, lowest first", false, (value) => value.toFixed(3)],
   ["mean_uncertainty", "uncertainty", true, (value) => value.toFixed(3)],
   ["mean_novelty", "novelty", true, (value) => value.toFixed(2)],
+  ["flagged", "flagged patches", true, (value) => value.toLocaleString("en")],
 ];
 const SHOWN = { probability: 0.6, called: 1 }; // layers at the start
 const OPACITY = { probability: 0.6, smoothed: 0.6, cam: 0.7, labels: 0.5, errors: 0.5, flags: 0.8 };
