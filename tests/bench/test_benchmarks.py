@@ -138,8 +138,10 @@ def test_cost_of_novelty_is_measured(cohort: Pack, trained: Checkpoint, tmp_path
 
     builder = MapBuilder(Predictor((trained,)), select_device("cpu"), tmp_path / "maps")
     patients = cohort.patients[:2]
-    rates, cost = novelty_cost.measure_cost(builder, cohort, patients, num_rounds=1)
+    rates, costs = novelty_cost.measure_cost(builder, cohort, patients, num_rounds=1)
     assert set(rates) == {"with novelty", "without novelty"}
     assert min(rates.values()) > 0
     # One round has one ratio.
-    assert cost == pytest.approx(rates["without novelty"] / rates["with novelty"] - 1)
+    expected = rates["without novelty"] / rates["with novelty"] - 1
+    assert costs["duration"] == pytest.approx(expected)
+    assert costs["CPU time"] > -1
