@@ -184,7 +184,7 @@ def test_a_bad_map_is_listed_at_the_end(work: Path, command: RunCommand):
         (ZeroDivisionError("ours"), 1, "This is a bug in wsi-idc"),
         (OSError(28, "No space left on device", "maps/x.h5"), 1, "maps/x.h5: No space left"),
         (PermissionError(13, "Permission denied", "data"), 1, "data: Permission denied"),
-        (KeyboardInterrupt(), 75, "Stopped; nothing is half-written"),
+        (KeyboardInterrupt(), 75, "Stopped; each written file is complete"),
         (click.UsageError("odd"), 2, "Error: odd"),
     ],
 )

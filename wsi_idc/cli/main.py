@@ -128,7 +128,7 @@ def run(command: Callable[[], object]) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        echo_note("Stopped; nothing is half-written: run the same command again to continue.")
+        echo_note("Stopped; each written file is complete. Run the same command again to continue.")
         return StoppedError.exit_code
     except (ImportError, MemoryError) as error:
         reason = first_line(error) if isinstance(error, ImportError) else "out of memory"
@@ -140,7 +140,7 @@ def run(command: Callable[[], object]) -> int:
         # The system sets strerror, for example for a full disk. Without strerror, this is a bug.
         if isinstance(error, OSError) and error.strerror is not None:
             where = error.filename or "the system"
-            _echo_error(f"{where}: {error.strerror}; nothing is half-written")
+            _echo_error(f"{where}: {error.strerror}; each written file is complete")
         else:
             traceback.print_exc()
             echo_note(f"This is a bug in wsi-idc {__version__}; please report all of the above.")
