@@ -6,6 +6,7 @@ from pathlib import Path
 
 from wsi_idc.core.constants import PREDICT_BATCH_SIZE
 from wsi_idc.core.progress import progress
+from wsi_idc.core.text import count
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
 from wsi_idc.data.splits import make_split
@@ -78,7 +79,7 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
         batch_size=PREDICT_BATCH_SIZE,
         seed=seed,
     )
-    logger.info("mapping %d patients", len(pack.patients))
+    logger.info("mapping %s", count(len(pack.patients), "patient"))
     maps, pages = out / "maps", out / "report"
     MapBuilder(predictor, device_config, maps, stop=stop).build(PackSource(pack, pack.patients))
     with progress(len(pack.patients), what="drawing maps", unit="map") as bar:

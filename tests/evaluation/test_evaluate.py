@@ -97,7 +97,7 @@ def test_patches_of_unknown_label_are_left_out_but_smooth_their_neighbors(
     pack.index.loc[rows[::2], "label"] = -1
     half = run(trained, pack, smooth=True)
     assert (half.num_unknown, half.num_patches) == (len(rows[::2]), len(rows[1::2]))
-    assert f"{half.num_unknown} patches of unknown label are left out" in half.notes
+    assert f"{half.num_unknown} patches of unknown label left out" in half.notes
     all_known = run(trained, cohort, smooth=True).predictions["probability_smoothed"]
     np.testing.assert_array_equal(half.predictions["probability_smoothed"], all_known[1::2])
     pack.index["label"] = -1

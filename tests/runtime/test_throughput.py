@@ -134,6 +134,6 @@ def test_log_line_of_a_command(clock: Clock, caplog: pytest.LogCaptureFixture):
             clock.advance(2.0)
         meter.log("mapped")
         (record,) = caplog.records
-        text = "mapped 3000 patches, 1500 patches/s, 0% of the time waiting for data"
+        text = "mapped 3,000 patches, 1500 patches/s, 0% of the time waiting for data"
         assert (record.levelname, record.message) == ("INFO", text + end)
     assert meter.stats() == ThroughputStats(3000, 1500.0, {"data_wait_share": 0.0})

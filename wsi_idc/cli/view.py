@@ -20,6 +20,7 @@ from wsi_idc.cli.options import (
 from wsi_idc.cli.output import echo, echo_note
 from wsi_idc.core.constants import DEFAULT_MAPS
 from wsi_idc.core.errors import MapError
+from wsi_idc.core.text import count
 
 
 @click.command()
@@ -85,7 +86,7 @@ def view(
 
     def started() -> None:
         num = len(server.catalog.items)
-        echo_note(f"viewing {num} map{'s' if num > 1 else ''} or slide{'s' if num > 1 else ''}")
+        echo_note(f"viewing {count(num, 'map or slide', 'maps or slides')}")
         echo(server.address)
         tunnel = f"ssh -N -L {server.port}:127.0.0.1:{server.port} {platform.node()}"
         echo_note(f"on another computer, run: {tunnel}")

@@ -15,6 +15,7 @@ from wsi_idc.core.errors import BusyError, DataError
 from wsi_idc.core.files import is_being_written, remove_partial
 from wsi_idc.core.hdf5 import read_format
 from wsi_idc.core.locks import retry_while_busy
+from wsi_idc.core.text import count
 from wsi_idc.data.download import read_download_path
 from wsi_idc.data.pack import FORMAT, FORMAT_VERSION, Pack
 from wsi_idc.data.patch_index import (
@@ -149,9 +150,9 @@ def _open_tree(tree: Path) -> Pack:
             pack = Pack(path)
     rejected = path.with_name(REJECTED_CSV)
     if issues := read_issues(rejected):
-        logger.warning("%d files left out; see %s", len(issues), rejected)
+        logger.warning("%s left out; see %s", count(len(issues), "file"), rejected)
         if lost := lost_patients(store, issues, pack.patients):
-            logger.warning("%d patients left out: %s", len(lost), ", ".join(lost))
+            logger.warning("%s left out: %s", count(len(lost), "patient"), ", ".join(lost))
     return pack
 
 

@@ -19,7 +19,7 @@ from wsi_idc.core.csv_table import csv_text, plain_cell
 from wsi_idc.core.errors import DataError, first_line
 from wsi_idc.core.files import parse_json, regular_file, write_json, write_text
 from wsi_idc.core.metric_table import METRICS, SMALLER_IS_BETTER
-from wsi_idc.core.text import shorten_list
+from wsi_idc.core.text import count, shorten_list
 from wsi_idc.evaluation.results import PREDICTIONS_CSV, Evaluation
 from wsi_idc.metrics import bootstrap, classification
 from wsi_idc.metrics.bootstrap import MIN_PATIENTS
@@ -214,8 +214,8 @@ def _check_same(a: Predictions, b: Predictions) -> None:
     if (differs := a.table["label"] != b.table["label"]).any():
         names = shorten_list(sorted(set(a.table["patient"][differs])))
         raise DataError(
-            f"{a.folder} and {b.folder} have {int(differs.sum())} patches with different labels "
-            f"({names}); evaluate both on the same data"
+            f"{a.folder} and {b.folder} have {count(int(differs.sum()), 'patch', 'patches')} with "
+            f"different labels ({names}); evaluate both on the same data"
         )
 
 

@@ -12,6 +12,7 @@ from wsi_idc.core.constants import DEFAULT_EVALUATIONS, NUM_RESAMPLES, ROLES
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.progress import progress
 from wsi_idc.core.provenance import provenance
+from wsi_idc.core.text import count
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.novelty import novelty_bins
 from wsi_idc.evaluation.results import Evaluation, MetricSet, evaluation_name, folder_in_run
@@ -284,7 +285,7 @@ def _notes(
         if (seen := predictor.patients(role).intersection(patients["patient"]))
     ]
     if num_unknown:
-        notes.append(f"{num_unknown} patches of unknown label are left out")
+        notes.append(f"{count(num_unknown, 'patch', 'patches')} of unknown label left out")
     if len(patients) == 1:
         notes.append("with one patient there are no intervals")
     elif len(patients) < bootstrap.MIN_PATIENTS:
@@ -294,7 +295,7 @@ def _notes(
         name = "IDC" if labels[0] else "non-IDC"
         notes.append(f"every label is {name}: metrics that need both classes are undefined")
     elif num_single := int(patients["auc"].isna().sum()):
-        subject = "1 patient has" if num_single == 1 else f"{num_single} patients have"
+        subject = count(num_single, "patient has", "patients have")
         notes.append(f"{subject} only one class, and therefore no AUC")
     column = "probability_smoothed" if "probability_smoothed" in predictions else "probability"
     if predictions[column].nunique() == 1:

@@ -124,7 +124,7 @@ def write_report(
     write_evaluation_page(evaluation, page, uris)
     link_patients(page, DEFAULT_REPORT, model_key(evaluation.record["method"]))
     seconds = time.monotonic() - start
-    logger.info("report: wrote %d figures and %s in %.1f s", len(uris), page, seconds)
+    logger.info("report: wrote %s and %s in %.1f s", count(len(uris), "figure"), page, seconds)
 
 
 def write_evaluation_page(evaluation: Evaluation, path: Path, uris: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from wsi_idc.core.text import count
 from wsi_idc.data.augmentation import augment, sample_params
 from wsi_idc.data.pack import Pack
 from wsi_idc.explore import quality
@@ -206,7 +207,7 @@ def near_duplicates(description: Description, pack: Pack) -> Figure:
     largest = max(len(group) for group in groups[:_GROUPS_SHOWN])
     num_rows = min(largest, _GROUP_MEMBERS_SHOWN)
     figure = Figure(figsize=(10, 0.5 + 1.2 * num_rows), layout="constrained")
-    title = f"Near-identical patches of different patients: {len(groups):,} groups, "
+    title = f"Near-identical patches of different patients: {count(len(groups), 'group')}, "
     title += f"{min(len(groups), _GROUPS_SHOWN)} shown, one per column, with patient ids"
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(num_rows, _GROUPS_SHOWN, squeeze=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 from wsi_idc.core.errors import CheckpointError, RunError, WsiIdcError
 from wsi_idc.core.locks import is_held
+from wsi_idc.core.text import count
 from wsi_idc.data.open_data import default_data, find_pack
 from wsi_idc.data.splits import read_patients
 from wsi_idc.evaluation.results import (
@@ -127,7 +128,7 @@ def _run_status(run: Run) -> tuple[str, str]:
 
 def _search_status(spec: SearchSpec, folder: Path) -> tuple[str, str]:
     if not (folder / "search.json").exists():
-        return NOT_BEGUN, f"{spec.num_trials} trials"
+        return NOT_BEGUN, count(spec.num_trials, "trial")
     states = [_run_status(Run(path))[0] for path in sorted(folder.glob("trial-*"))]
     finished, running, num_ended = states.count(FINISHED), states.count(RUNNING), 0
     with (
@@ -137,7 +138,7 @@ def _search_status(spec: SearchSpec, folder: Path) -> tuple[str, str]:
         rows = list(csv.DictReader(file))
         num_ended = sum(row.get("state") in ("complete", "pruned", "failed") for row in rows)
     if not running and num_ended >= spec.num_trials:
-        return FINISHED, f"{finished} trials finished; see trials.csv"
+        return FINISHED, f"{count(finished, 'trial')} finished; see trials.csv"
     detail = f"{finished} of {spec.num_trials} trials finished, {running} running"
     if unknown := states.count(UNKNOWN):
         detail += f", {unknown} unknown"
@@ -157,7 +158,10 @@ def _map_status(values: Mapping[str, Any]) -> tuple[str, str]:
             sizes = sizes_of_patients(pack, pack.patients if values["all"] else listed)
         else:
             num_maps = len(map_paths(out))
-            return UNKNOWN, f"{num_maps} maps exist; the data are not packed yet"
+            return (
+                UNKNOWN,
+                f"{count(num_maps, 'map exists', 'maps exist')}; the data are not packed yet",
+            )
     except WsiIdcError as error:
         return UNKNOWN, str(error)
     if not sizes:

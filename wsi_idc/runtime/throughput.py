@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from wsi_idc.core.text import count
+
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 _GIB = 2**30
@@ -114,5 +116,6 @@ class ThroughputMeter:
         stats = self.stats()
         if stats.num_patches:
             logger.info(
-                "%s %d patches, %.0f patches/s, %s", action, stats.num_patches, stats.rate, stats
+                "%s %s, %.0f patches/s, %s",
+                *(action, count(stats.num_patches, "patch", "patches"), stats.rate, stats),
             )

@@ -12,6 +12,7 @@ from torch import nn
 
 from wsi_idc.core.errors import RunError
 from wsi_idc.core.provenance import provenance
+from wsi_idc.core.text import count
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.pixels import channel_histogram, channel_statistics
 from wsi_idc.data.splits import Split
@@ -122,10 +123,10 @@ def _pretraining_patients(config: TrainConfig, split: Split) -> tuple[str, ...]:
     held_out = set(split.patients("val")) | set(split.patients("test"))
     if seen := sorted(held_out.intersection(patients)):
         logger.warning(
-            "%s was trained on %d patients of val and test (first: %s): the metrics of these "
+            "%s was trained on %s of val and test (first: %s): the metrics of these "
             "patients will be too good; use the split of these weights",
             config.weights,
-            len(seen),
+            count(len(seen), "patient"),
             seen[0],
         )
     return patients

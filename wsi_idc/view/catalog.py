@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_idc.core.errors import MapError, WsiIdcError
+from wsi_idc.core.text import count
 from wsi_idc.data.pack import Pack
 from wsi_idc.maps.cohort import is_cohort, read_cohort
 from wsi_idc.maps.map_reader import folder_of_slide, map_paths, maps_of
@@ -87,7 +88,7 @@ def read_catalog(
     for folder_name, files in _group(paths).items():
         maps = [file for file in files if file.suffix == ".h5" and not is_cohort(file)]
         if len(maps) > 1:
-            logger.info("reading %d maps", len(maps))
+            logger.info("reading %s", count(len(maps), "map"))
         cohort = read_cohort(maps)
         failed |= cohort.failed
         groups[folder_name] = [
