@@ -96,7 +96,7 @@ FLIPPED = A.table.assign(label=A.table["label"].where(A.table.index != 60, 1 - A
     [
         (A.table[A.table["patient"] != "P3"], r"the patients differ: 1 are only in a \(P3\)"),
         (A.table.drop(index=60).reset_index(drop=True), "not the same patches"),
-        (FLIPPED, "have 1 patches with different labels .P1.; evaluate"),
+        (FLIPPED, "have 1 patch with different labels .P1.; evaluate"),
     ],
 )
 def test_other_patients_patches_or_labels_are_refused(table: pd.DataFrame, message: str):
