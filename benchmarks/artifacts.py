@@ -1,6 +1,6 @@
 """Draw artifacts on the patches of a pack, and measure how many of them get the right flag.
 
-Only every second patient is used: the limits of the flags were chosen on the other patients. The
+Only every second patient is used: the limits of blur and fold were set mainly on the others. The
 artifacts (blur, pen, fold, air bubble) are drawn on mosaics of the patients with the most patches.
 A patch is affected if at least half of it is tissue, and an artifact covers at least half of it. A
 fold has two or three layers of tissue: the optical density is the sum of the layers.
@@ -135,7 +135,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     with benchmark_data(arguments) as data:
         pack = data.pack
-        # The limits of the flags were set on the other patients.
+        # The limits of blur and fold were set mainly on the other patients.
         held_out = np.arange(1, len(pack.patients), 2)
         counts = np.bincount(pack.index["patient"])[held_out]
         largest = held_out[np.argsort(-counts, kind="stable")[: arguments.patients]]

@@ -1,8 +1,9 @@
 """Flag patches with artifacts (blur, pen, folds, glass or air) by classical image measures.
 
 A flag is set if a share of the patch has a property, so an artifact need not cover the patch. The
-limits of blur and fold were chosen on every second patient of 26,965 Kaggle patches of 4 um per px.
-``benchmarks/artifacts.py`` tests the flags on the other patients and on drawn artifacts.
+limits were chosen on 26,965 Kaggle patches of 4 um per px, those of blur and fold mainly on every
+second patient. ``benchmarks/artifacts.py`` tests the flags on the other patients and on drawn
+artifacts.
 
 - Blur: the finest octave of the green channel is its difference from a Gaussian blur of 1 px. The
   next octave is the difference between Gaussian blurs of 1 and 2 px. The ratio of their energies
