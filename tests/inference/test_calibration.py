@@ -9,10 +9,9 @@ from wsi_idc.inference.calibration import (
     best_youden_threshold,
     calibrate,
     fit_temperature,
-    idc_probability,
     sensitivity_threshold,
-    smoothed_probability,
 )
+from wsi_idc.inference.probability import idc_probability, smoothed_probability
 from wsi_idc.metrics.classification import ece
 from wsi_idc.models.smoothing import Smoothing
 

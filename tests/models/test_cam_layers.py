@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.classifiers import make_classifier, random_patches
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.models.architecture import build_on_meta
+from wsi_idc.models.architecture import build_empty
 from wsi_idc.models.cam_layers import (
     MIN_SIDE,
     cam_grid,
@@ -18,7 +18,7 @@ from wsi_idc.models.cam_layers import (
     novelty_layer,
     num_channels,
 )
-from wsi_idc.models.registry import ARCHITECTURES, architecture
+from wsi_idc.models.registry import MODEL_NAMES, architecture
 
 _NUM_CLASSES = 997  # the number of channels of no network
 _INPUT_PX = 224
@@ -28,7 +28,7 @@ _NO_CHANGE = (nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity)
 
 def find_cam_and_head(build: Callable[[int], nn.Module]) -> tuple[str, str, bool]:
     """Return the last feature map, the head, and whether the logits are the head of its mean."""
-    network = build_on_meta(build, _NUM_CLASSES).to("meta").eval()
+    network = build_empty(build, _NUM_CLASSES).to("meta").eval()
     calls: list[tuple[str, nn.Module, Tensor]] = []  # in order of completion
 
     def record(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -127,9 +127,9 @@ def test_the_grid_is_that_of_the_output(name: str, input_px: int, layer: str):
     assert cam_grid(classifier.arch, input_px, layer) == shapes[-1][2:]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", MODEL_NAMES)
 def test_the_default_size_is_fine_enough(name: str):
-    arch = ARCHITECTURES[name]
+    arch = architecture(name)
     check_input_px(arch, arch.input_px or 50)
     check_cam_layer(arch, arch.input_px or 50, arch.cam_layer)
 

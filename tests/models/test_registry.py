@@ -2,15 +2,15 @@ import pytest
 import torch
 
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.models.architecture import build_on_meta
-from wsi_idc.models.registry import ARCHITECTURES, architecture
+from wsi_idc.models.architecture import build_empty
+from wsi_idc.models.registry import MODEL_NAMES, architecture
 
 
 def test_a_name_may_have_dashes_or_underscores():
     for dashed in ("efficientnet-b0", "cnn-bn", "squeezenet1-1"):
         assert architecture(dashed) is architecture(dashed.replace("-", "_"))
     assert architecture("efficientnet_b0").name == "efficientnet-b0"
-    assert list(ARCHITECTURES) == ["cnn", "cnn-bn", "resnet18", "resnet50", "efficientnet-b0"]
+    assert list(MODEL_NAMES) == ["cnn", "cnn-bn", "resnet18", "resnet50", "efficientnet-b0"]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_torchvision_networks_give_two_logits_in_both_modes(name: str):
 def test_a_network_on_the_meta_device_has_shapes_and_draws_no_random_number(name: str):
     arch = architecture(name)
     before = torch.get_rng_state()
-    network = build_on_meta(arch.build, 2)
+    network = build_empty(arch.build, 2)
     assert torch.equal(torch.get_rng_state(), before)
     assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
     expected = {name: value.shape for name, value in arch.build(2).state_dict().items()}

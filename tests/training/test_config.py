@@ -11,7 +11,7 @@ from wsi_idc.core.errors import CheckpointError, RunError
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.models.registry import ARCHITECTURES
+from wsi_idc.models.registry import MODEL_NAMES, architecture
 from wsi_idc.training.config import (
     KNOWN_MODELS,
     TrainConfig,
@@ -22,7 +22,8 @@ from wsi_idc.training.config import (
 
 
 def test_the_known_models_are_those_of_the_registry():
-    models = {k: (v.input_px or 0, v.imagenet is not None) for k, v in ARCHITECTURES.items()}
+    architectures = {name: architecture(name) for name in MODEL_NAMES}
+    models = {k: (v.input_px or 0, v.imagenet is not None) for k, v in architectures.items()}
     assert models == KNOWN_MODELS
     with pytest.raises(CheckpointError, match="unknown model 'resnet19'; did you mean resnet18"):
         resolve(TrainConfig(model="resnet19"))

@@ -12,8 +12,8 @@ from wsi_idc.bench.baseline import baseline_map
 from wsi_idc.bench.fixtures import BenchmarkData, choose_patients, make_checkpoint, write_pngs
 from wsi_idc.bench.forward_only import BareForward, best_batch_size
 from wsi_idc.core.errors import WsiIdcError
-from wsi_idc.inference.calibration import idc_probability
 from wsi_idc.inference.predictor import Predictor
+from wsi_idc.inference.probability import idc_probability
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.map_reader import map_path, read_map

@@ -16,9 +16,9 @@ from wsi_idc.core.text import count
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation.novelty import novelty_bins
 from wsi_idc.evaluation.results import Evaluation, MetricSet, evaluation_name, folder_in_run
-from wsi_idc.inference.calibration import smoothed_probability
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
+from wsi_idc.inference.probability import smoothed_probability
 from wsi_idc.metrics import bootstrap, classification
 from wsi_idc.metrics.patients import DISTANCES, border_distances, patient_table, summary
 from wsi_idc.models.checkpoint_files import bundled_checkpoint

@@ -6,17 +6,16 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_softmax, softmax
-from scipy.special import logit as logit_of
+from scipy.special import expit, log_softmax
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from wsi_idc.core.constants import IDC
 from wsi_idc.inference.neighbors import ChooseThreshold, complete_rows, fit_neighbor_model
+from wsi_idc.inference.probability import idc_probability, log_odds
 from wsi_idc.models.smoothing import NeighborModel, Smoothing, smooth_slides
 
 _LOG_TEMPERATURE_BOUNDS = (-3.0, 3.0)
 _MAX_SIGMA_CELLS = 2.0  # a wider Gaussian would average over too much of the slide
-_MIN_PROBABILITY = 1e-6  # the log odds of 0 and 1 are infinite, and would hide all neighbors
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def calibrate(
     choose: ChooseThreshold = criteria[threshold_by]
     if target_sensitivity:
         choose = partial(sensitivity_threshold, target=target_sensitivity)
-    odds = _log_odds(probability)
+    odds = log_odds(probability)
     complete = complete_rows(label, slide, row_col)
     # Missing patches can depend on the label. So only complete slides show how much to smooth.
     rows = complete if len(np.unique(label[complete])) > 1 else np.arange(len(label))
@@ -104,38 +103,6 @@ def _fit_gaussian(
     temperature = fit_temperature(_as_logits(smoothed_odds), label)
     probability = expit(smoothed_odds / temperature).astype(np.float32)
     return Smoothing(sigma_um, temperature, choose(label, probability))
-
-
-def idc_probability(logit: NDArray[np.floating], *, temperature: float) -> NDArray[np.float32]:
-    """Compute the calibrated probability of IDC, shape (N,), from logits (N, num_classes)."""
-    return softmax(logit.astype(np.float64) / temperature, axis=1)[:, IDC].astype(np.float32)
-
-
-def smoothed_probability(
-    probability: NDArray[np.floating],
-    slide: NDArray,
-    row_col: NDArray[np.int32],
-    *,
-    smoothing: Smoothing | NeighborModel,
-    cell_um: float,
-) -> NDArray[np.float32]:
-    """Smooth the probability of each patch over its neighbors on the grid; return shape (N,).
-
-    Args:
-        probability: Probability of IDC of each patch, shape (N,).
-        slide: Slide of each patch, shape (N,). A neighbor is a patch of the same slide.
-        row_col: Row and column of each patch on the grid of its slide, shape (N, 2).
-        smoothing: Gaussian or neighbor model.
-        cell_um: Side of a grid cell in um.
-    """
-    odds = smooth_slides(smoothing, _log_odds(probability), slide, row_col, cell_um=cell_um)
-    return expit(odds).astype(np.float32)
-
-
-def _log_odds(probability: NDArray[np.floating]) -> NDArray[np.float64]:
-    clipped = np.clip(probability.astype(np.float64), _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
-    odds: NDArray[np.float64] = logit_of(clipped)
-    return odds
 
 
 def _as_logits(odds: NDArray[np.float64]) -> NDArray[np.float64]:

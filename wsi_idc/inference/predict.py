@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from wsi_idc.core.constants import PREDICT_BATCH_SIZE
 from wsi_idc.core.errors import CheckpointError
@@ -226,6 +225,8 @@ def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> Forwa
         classifier: Classifier in eval mode, on the device that will run it.
         cam: CAM for which ``can_compile`` returns True; None: no CAM.
     """
+    from torchvision.models.feature_extraction import create_feature_extractor
+
     arch, novelty = classifier.arch, classifier.novelty
     if novelty is not None:
         novelty = novelty.to(classifier.mean.device)

@@ -16,8 +16,8 @@ from wsi_idc.core.constants import IDC
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.data.augmentation import NUM_DIHEDRAL
 from wsi_idc.data.pack import Pack
-from wsi_idc.inference.calibration import idc_probability
 from wsi_idc.inference.predict import BatchPredictor, RawPrediction, batch_predictor, predict
+from wsi_idc.inference.probability import idc_probability
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.cam_layers import check_cam_layer, default_cam_layer
 from wsi_idc.models.checkpoint import Checkpoint

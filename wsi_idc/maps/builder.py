@@ -18,9 +18,9 @@ from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.core.provenance import provenance
 from wsi_idc.data.artifacts import FLAGS
 from wsi_idc.data.patch_flags import can_flag
-from wsi_idc.inference.calibration import smoothed_probability
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
+from wsi_idc.inference.probability import smoothed_probability
 from wsi_idc.maps.map_reader import FORMAT_VERSION, MAX_CAM_BYTES, MAX_CAM_SIDE, has_flags, map_path
 from wsi_idc.maps.map_writer import LOCK_TIMEOUT_SECONDS, MapReport, image_bytes, map_writers
 from wsi_idc.maps.patient_file import write_patient_file

@@ -1,13 +1,15 @@
-"""Architecture: a kind of network. ``build_on_meta`` builds a network without weight values."""
+"""Architecture: a kind of network. ``build_empty`` builds a network without weight values."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torchvision.models import WeightsEnum
+
+if TYPE_CHECKING:  # torchvision takes two seconds to import
+    from torchvision.models import WeightsEnum
 
 
 @dataclass(frozen=True)
@@ -31,26 +33,37 @@ class Architecture:
     head: str
     closed_form: bool
     input_px: int | None = None
-    imagenet: WeightsEnum | None = None
+    imagenet: "WeightsEnum | None" = None
 
 
-class _MetaInit(TorchFunctionMode):
-    """Mode that creates parameters on the meta device: they have no memory and no values."""
+class _NoValues(TorchFunctionMode):
+    """Mode that creates parameters on a device without drawing their values."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
 
     # torch.device("meta") would also remove the values of tensors that RegNet's constructor reads.
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
         kwargs = dict(kwargs or {})
         if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
+            kwargs["device"] = self.device
         return func(*args, **kwargs)
 
 
-def build_on_meta(build: Callable[[int], nn.Module], num_classes: int) -> nn.Module:
-    """Build a network whose parameters are on the meta device: they have shapes but no values.
+def build_empty(
+    build: Callable[[int], nn.Module], num_classes: int, *, device: str = "meta"
+) -> nn.Module:
+    """Build a network whose parameters have shapes, but no values; set them with ``load_state``.
 
-    No random numbers are drawn. To set values, call ``to_empty`` and then ``load_state``.
+    Args:
+        build: Function of the number of classes that builds the network.
+        num_classes: Number of classes.
+        device: "meta": parameters take no memory; "cpu": their memory has random bits.
     """
-    with _MetaInit():
+    with _NoValues(device):
         return build(num_classes)

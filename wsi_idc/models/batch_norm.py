@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.feature_extraction import LeafModuleAwareTracer
 
 from wsi_idc.models.classifier import PatchClassifier, eval_mode
 
@@ -45,7 +44,7 @@ def fuse_batch_norm(classifier: PatchClassifier, *, keep: str | None = None) -> 
 def _fusible_pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
     """For each pair that can be fused, yield the names of the convolution and the batch norm."""
     try:
-        graph = LeafModuleAwareTracer(leaf_modules=[nn.Conv2d]).trace(network)
+        graph = _Tracer().trace(network)
     except _UNTRACEABLE as error:
         logger.debug("batch norms are not fused: %s", error)
         return
@@ -60,6 +59,13 @@ def _fusible_pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
         is_only_user = len(before.users) == calls[conv_name] == calls[norm_name] == 1
         if is_pair and is_only_user and norm.running_mean is not None:
             yield conv_name, norm_name
+
+
+class _Tracer(fx.Tracer):
+    """Tracer that does not look into convolutions, also if their class is of this program."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Conv2d) or super().is_leaf_module(module, name)
 
 
 def has_fused_batch_norm(network: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.models.architecture import Architecture, build_on_meta
+from wsi_idc.models.architecture import Architecture, build_empty
 
 # For each VGG network, the index of the last ReLU in ``network.features``.
 _VGG = {"11": 19, "11_bn": 27, "13": 23, "13_bn": 33, "16": 29, "16_bn": 42, "19": 35, "19_bn": 51}
@@ -41,6 +41,7 @@ _NUM_NAMED = 3
 # Error messages suggest an input size that is a multiple of this number, a usual network stride.
 _STRIDE = 32
 _MAX_INPUT_PX = 512
+_MAX_SMALL = 5_000_000  # parameters
 _NOVELTY_STRIDE = 8  # the novelty map has at least one cell per 8 px of the image
 
 
@@ -83,7 +84,7 @@ def cam_grid(arch: Architecture, input_px: int, layer: str) -> tuple[int, int]:
         )
     finer = _finer_layers(grids, last=arch.cam_layer).values()
     remedy = f"give --cam-layer {_either(finer)}" if finer else "train with a larger --input-size"
-    names = [name for name, _ in build_on_meta(arch.build, 2).named_modules() if name]
+    names = [name for name, _ in build_empty(arch.build, 2).named_modules() if name]
     if layer in names:
         raise CheckpointError(
             f"the output of layer {layer} of {arch.name} is not a feature map (N, C, h, w), so it "
@@ -171,7 +172,12 @@ def _grids(arch: Architecture, input_px: int) -> Mapping[str, tuple[int, int]]:
 
 def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
     """Return the shape of each module's last output; {} if the network does not accept the size."""
-    network = build_on_meta(arch.build, 2).to("meta").eval()
+    network, device = build_empty(arch.build, 2).to("meta"), "meta"
+    # The meta device needs no memory, but its first forward pass imports torch's compiler for two
+    # seconds.
+    if sum(map(Tensor.numel, network.parameters())) <= _MAX_SMALL:
+        network, device = build_empty(arch.build, 2, device="cpu"), "cpu"
+    network.eval()
     shapes: dict[str, torch.Size] = {}
 
     def record(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -183,7 +189,7 @@ def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
         module.register_forward_hook(functools.partial(record, name))
     try:
         with torch.no_grad():
-            network(torch.empty(1, 3, input_px, input_px, device="meta"))
+            network(torch.empty(1, 3, input_px, input_px, device=device))
     # Layers raise these errors for an empty feature map. Attention layers raise them for a feature
     # map that cannot be divided into their windows.
     except (RuntimeError, ValueError, AssertionError):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wsi_idc.core.constants import NUM_CLASSES, POSSIBLE_MPP, POSSIBLE_TEMPERATURE, ROLES
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.core.files import regular_file, starts_with, write_bytes
-from wsi_idc.models.architecture import build_on_meta
+from wsi_idc.models.architecture import build_empty
 from wsi_idc.models.cam_layers import num_channels
 from wsi_idc.models.checkpoint_files import (
     MAX_BYTES,
@@ -120,7 +120,7 @@ class Checkpoint:
     def build(self) -> PatchClassifier:
         """Build the classifier in eval mode, on the CPU."""
         arch = architecture(self.architecture)
-        network = build_on_meta(arch.build, len(self.class_names)).to_empty(device="cpu")
+        network = build_empty(arch.build, len(self.class_names), device="cpu")
         load_state(network, self.state)
         spec = self.input
         classifier = PatchClassifier(
@@ -177,7 +177,7 @@ class Checkpoint:
             if not is_dense(value):
                 raise ValueError(f"{str(name)!r} is not a tensor of plain numbers")
         # Compare only the shapes; no memory is allocated for the network.
-        network = build_on_meta(arch.build, NUM_CLASSES)
+        network = build_empty(arch.build, NUM_CLASSES)
         shapes = {name: value.shape for name, value in network.state_dict().items()}
         if shapes != {name: value.shape for name, value in self.state.items()}:
             raise CheckpointError(

@@ -14,7 +14,7 @@ from wsi_idc.core.files import sha256
 from wsi_idc.core.text import shorten_list
 from wsi_idc.models.architecture import Architecture
 from wsi_idc.models.checkpoint import FORMAT, is_dense, load_checkpoint, load_state, load_tensors
-from wsi_idc.models.registry import ARCHITECTURES, architecture
+from wsi_idc.models.registry import MODEL_NAMES, architecture
 
 # Auxiliary heads. Only torchvision's own training uses them; networks here do not have them.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -45,7 +45,8 @@ def _cached_file(weights: torchvision.models.WeightsEnum) -> Path:
 
 def cached_imagenet() -> list[str]:
     """Return the names of the models whose ImageNet weights are in torchvision's cache folder."""
-    weights = {arch.name: arch.imagenet for arch in ARCHITECTURES.values() if arch.imagenet}
+    architectures = map(architecture, MODEL_NAMES)
+    weights = {arch.name: arch.imagenet for arch in architectures if arch.imagenet}
     for name in torchvision.models.list_models(module=torchvision.models):
         if name.replace("_", "-") not in weights:
             weights[name] = torchvision.models.get_model_weights(name).DEFAULT

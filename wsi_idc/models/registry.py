@@ -4,7 +4,6 @@ import difflib
 import functools
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from wsi_idc.core.errors import CheckpointError
@@ -18,6 +17,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @functools.cache
 def _of_torchvision(name: str) -> Architecture:
+    import torchvision  # takes two seconds
+
     family = max((start for start in CAM_LAYERS if name.startswith(start)), key=len, default="")
     if not family:
         raise CheckpointError(
@@ -38,13 +39,12 @@ def _of_torchvision(name: str) -> Architecture:
     return Architecture(own_name, build, *CAM_LAYERS[family], input_px, imagenet)
 
 
-ARCHITECTURES = {
+_OWN = {
     name: Architecture(name, functools.partial(PatchCnn, batch_norm=has_norm), *CAM_LAYERS["cnn"])
     for name, has_norm in (("cnn", False), ("cnn-bn", True))
-} | {
-    name.replace("_", "-"): _of_torchvision(name)
-    for name in ("resnet18", "resnet50", "efficientnet_b0")
 }
+# Names that help texts and errors mention; ``architecture`` also finds those of torchvision.
+MODEL_NAMES = (*_OWN, "resnet18", "resnet50", "efficientnet-b0")
 
 
 def architecture(name: str) -> Architecture:
@@ -54,14 +54,16 @@ def architecture(name: str) -> Architecture:
         CheckpointError: The name is unknown, or the network has no feature map for a CAM.
     """
     dashed, underscored = name.replace("_", "-"), name.replace("-", "_")
-    if dashed in ARCHITECTURES:
-        return ARCHITECTURES[dashed]
+    if dashed in _OWN:
+        return _OWN[dashed]
+    import torchvision
+
     known = torchvision.models.list_models(module=torchvision.models)
     if underscored in known:
         return _of_torchvision(underscored)
-    near = difflib.get_close_matches(underscored, sorted({*ARCHITECTURES, *known}), n=3)
+    near = difflib.get_close_matches(underscored, sorted({*MODEL_NAMES, *known}), n=3)
     hint = f"did you mean {' or '.join(near)}? Otherwise " if near else ""
     raise CheckpointError(
-        f"unknown model {name!r}; {hint}give {', '.join(ARCHITECTURES)} or a classifier of "
+        f"unknown model {name!r}; {hint}give {', '.join(MODEL_NAMES)} or a classifier of "
         "torchvision, such as mobilenet_v3_small"
     )

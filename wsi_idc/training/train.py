@@ -22,8 +22,8 @@ from wsi_idc.data.splits import Split
 from wsi_idc.inference.calibration import (
     best_f1_threshold,
     best_youden_threshold,
-    idc_probability,
 )
+from wsi_idc.inference.probability import idc_probability
 from wsi_idc.metrics import classification as metrics
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_idc.runtime.device import DeviceConfig

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from wsi_idc.core.constants import IDC
 from wsi_idc.core.errors import CheckpointError, RunError
 from wsi_idc.data.pack import Pack
-from wsi_idc.inference.calibration import calibrate, idc_probability
+from wsi_idc.inference.calibration import calibrate
 from wsi_idc.inference.novelty import fit_novelty
 from wsi_idc.inference.predict import predict_logits
+from wsi_idc.inference.probability import idc_probability
 from wsi_idc.metrics import classification as metrics
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint
 from wsi_idc.runtime.device import DeviceConfig
