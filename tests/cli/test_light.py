@@ -15,6 +15,7 @@ from tests.packs import save_png
 from tests.small_maps import write_hand_map
 from wsi_idc.data.pack import Pack
 from wsi_idc.maps.cohort import write_cohort_h5
+from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 
 # Run each command line of standard input in a child in which heavy libraries cannot be imported.
 SERVER = """
@@ -148,3 +149,24 @@ def test_help_imports_no_library_of_numbers():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_map_with_an_own_network_imports_no_library_that_it_does_not_use(
+    cohort: Pack, trained: Checkpoint, tmp_path: Path
+):
+    save_checkpoint(tmp_path / "c.pt", trained)
+    words = ["map", cohort.patients[0], "--data", str(cohort.path), "--checkpoint", "c.pt"]
+    script = f"""
+import sys
+from wsi_idc.cli.main import group
+group.main({words!r}, standalone_mode=False)
+print(*sorted({{name.split(".")[0] for name in sys.modules}} | {{"torch._dynamo"}} & set(sys.modules)))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    imported = set(result.stdout.splitlines()[-1].split())
+    # Each of these takes from a half to four seconds of CPU time.
+    heavy = {"torchvision", "torch._dynamo", "sklearn", "sympy", "matplotlib", "bokeh", "optuna"}
+    assert {"torch", "h5py"} <= imported
+    assert not imported & heavy
