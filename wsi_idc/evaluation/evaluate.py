@@ -153,8 +153,8 @@ def evaluate(
         notes.insert(0, "no checkpoint has a patient of these data, so all patients are evaluated")
     if raw.metrics["ece"] > ece_uncalibrated:
         notes.append(
-            "the temperature, fitted on val patients, does not improve the calibration here: "
-            f"ECE {raw.metrics['ece']:.4f} with it, {ece_uncalibrated:.4f} without it"
+            "the temperature, fitted on val patients, does not help here: "
+            f"ECE {raw.metrics['ece']:.4f}, {ece_uncalibrated:.4f} without it"
         )
     num_drawn = min(num_resamples, _RESAMPLES_OF_BANDS) if len(ids) > 1 else 0
     return Evaluation(

@@ -36,6 +36,9 @@ class Architecture:
     imagenet: "WeightsEnum | None" = None
 
 
+_DRAWS = (Tensor.normal_, Tensor.uniform_)
+
+
 class _NoValues(TorchFunctionMode):
     """Mode that creates parameters on a device without drawing their values."""
 
@@ -47,9 +50,9 @@ class _NoValues(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func in (Tensor.normal_, Tensor.uniform_):
-            return args[0]
         kwargs = dict(kwargs or {})
+        if func in _DRAWS or getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
         if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
             kwargs["device"] = self.device
         return func(*args, **kwargs)
