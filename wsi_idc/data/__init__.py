@@ -1,1 +1,1 @@
-"""Patches of a data set; a pack is an HDF5 file with all patches, and a split is by patient."""
+"""Patches of a data set, packs (HDF5 files with all patches), and splits of the patients."""

@@ -1,23 +1,25 @@
 """Flag patches with artifacts (blur, pen, folds, glass or air) by classical image measures.
 
-A flag is set if a share of the patch has a property, so an artifact need not cover the patch. The
-limits were chosen on 26,965 Kaggle patches of 4 um per px, those of blur and fold mainly on every
-second patient. ``benchmarks/artifacts.py`` tests the flags on the other patients and on drawn
-artifacts.
+A patch gets a flag if a certain share of its area shows the artifact. The limits were chosen on
+26,965 Kaggle patches of 4 um per px. The limits of blur and fold were chosen mainly on every second
+patient. ``benchmarks/artifacts.py`` tests the flags on the other patients and on drawn artifacts.
 
-- Blur: the finest octave of the green channel is its difference from a Gaussian blur of 1 px. The
-  next octave is the difference between Gaussian blurs of 1 and 2 px. The ratio of their energies
+- Blur: at least a quarter of the blocks of the patch are blurred. The finest octave is the green
+  channel minus its Gaussian blur of 1 px. The next octave is the Gaussian blur of 1 px minus the
+  Gaussian blur of 2 px. The energy of the finest octave, divided by the energy of the next octave,
   measures focus and does not depend on contrast (Pertuz 2013, doi:10.1016/j.patcog.2012.11.011,
-  compares such measures). The ratio is 2 to 4 in sharp tissue. It is 0.3 after a Gaussian blur of
-  1.5 px and in the haze of an air bubble. A quarter of the blocks of a patch must be blurred.
-- Pen: px with a color that no mixture of hematoxylin and eosin has. Both stains absorb mostly green
-  (Ruifrok & Johnston 2001). In green and blue ink, green is brighter than red. Red ink absorbs blue
-  as much as green, but not red. Black ink is dark and has no color.
-- Fold: tissue absorbs half of the blue light in three tenths of a patch without ink. Several layers
-  of tissue are dark and saturated (Kothari et al. 2013, doi:10.4103/2153-3539.117448, use
-  saturation minus intensity). Dense nuclei are also dark and saturated, but hematoxylin absorbs
-  less blue than red and green. Therefore blue separates folds from nuclei of one layer.
-- Glass: px that are nearly white.
+  compares such measures). This ratio is 2 to 4 in sharp tissue. The ratio is 0.3 after a Gaussian
+  blur of 1.5 px and in the haze of an air bubble.
+- Pen: at least a fifth of the patch has colors that no mixture of hematoxylin and eosin has. Both
+  stains absorb mostly green light (Ruifrok & Johnston 2001). Green and blue ink absorb more red
+  light than green light. Red ink absorbs blue and green light, but little red light. Black ink is
+  dark and has no color.
+- Fold: at least three tenths of the patch absorb half of the blue light, and the patch has no ink.
+  Several layers of tissue are dark and saturated (Kothari et al. 2013,
+  doi:10.4103/2153-3539.117448, use saturation minus intensity). Dense nuclei are also dark and
+  saturated, but hematoxylin absorbs less blue light than red and green light. Therefore blue
+  separates folds from dense nuclei.
+- Glass: at least nine tenths of the patch are nearly white.
 """
 
 import cv2
@@ -40,13 +42,14 @@ _BATCH = 500  # patches at a time, so that intermediate results fit in the cache
 
 
 def artifact_flags(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the bits of ``FLAGS`` of each patch, shape (N,), uint8.
+    """Return the flags of each patch, a sum of values of ``FLAGS``: shape (N,), uint8.
 
-    Glass never has the flag "blur", and ink never has the flag "fold". 5,000 patches of 50 px take
-    about 0.15 s on one core.
+    A patch with the flag "glass" never has the flag "blur". A patch with the flag "pen" never has
+    the flag "fold". 5,000 patches of 50 px take about 0.15 s on one core.
 
     Args:
-        patches: RGB patches, shape (N, h, w, 3), uint8, of about 4 um per px and at least 16 px.
+        patches: RGB patches, shape (N, h, w, 3), uint8. A px is about 4 um, and h and w are at
+            least 16.
     """
     parts = [_flags(patches[i : i + _BATCH]) for i in range(0, len(patches), _BATCH)]
     return np.concatenate([np.zeros(0, np.uint8), *parts])
@@ -78,7 +81,15 @@ _DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
 
 
 def _block_means(values: NDArray, block_px: int) -> NDArray:
-    """Return means of square blocks, shape (N * rows, cols, ...), of patches (N, h, w, ...)."""
+    """Compute the mean of each square block of patches.
+
+    Args:
+        values: Patches, shape (N, h, w, ...).
+        block_px: Side of a block in px.
+
+    Returns:
+        Means, shape (N * rows, cols, ...); a patch has ``rows`` x ``cols`` blocks.
+    """
     rows, cols = (max(1, side // block_px) for side in values.shape[1:3])
     height, width = (side // n * n for side, n in zip(values.shape[1:3], (rows, cols), strict=True))
     tall = np.ascontiguousarray(values[:, :height, :width]).reshape(-1, width, *values.shape[3:])
@@ -87,7 +98,7 @@ def _block_means(values: NDArray, block_px: int) -> NDArray:
 
 
 def _brightest_and_chroma(colors: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], ...]:
-    """Return the largest channel, and its difference from the smallest channel."""
+    """Return the largest of red, green and blue of each px, and the largest minus the smallest."""
     red, green, blue = cv2.split(colors)
     brightest = cv2.max(cv2.max(red, green), blue)
     return brightest, cv2.subtract(brightest, cv2.min(cv2.min(red, green), blue))
@@ -99,7 +110,7 @@ def _is_white(colors: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _is_blurred(patches: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Compare the two finest octaves in the blocks of patches (N, h, w, 3) that are not white."""
+    """Return, for each block of the patches, whether it is blurred; white blocks are not."""
     inside = np.s_[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
     green = patches[..., 1]
     tall = green.reshape(-1, green.shape[2]).astype(np.float32)

@@ -22,7 +22,7 @@ INVERSE_DIHEDRAL = (0, 3, 2, 1, 4, 5, 6, 7)
 
 @dataclass(frozen=True)
 class _Strength:
-    """Largest random change of each parameter of an augmentation; 0 means no change."""
+    """Strength of an augmentation: the largest random change of each parameter; 0 is no change."""
 
     dihedral: bool = True  # flips and quarter turns
     rotated: float = 0.0  # fraction of the patches that are also rotated by a random angle
@@ -81,11 +81,12 @@ class AugmentParams:
 
     Attributes:
         dihedral_index: Element of the dihedral group, 0 to 7, shape (N,), int64.
-        angle: Angle of a second rotation, counter-clockwise, in radians, shape (N,).
+        angle: Angle of an additional rotation, counter-clockwise, in radians, shape (N,).
         stain_scale: Factor of the optical density of each stain, shape (N, 3).
         stain_shift: Optical density (natural logarithm) added to each stain, shape (N, 3).
-        brightness, contrast, saturation: Factors as in torchvision's adjust_*, shape (N,).
-        hue: Hue shift in full turns from red towards green, as in torchvision, shape (N,).
+        brightness, contrast, saturation: Factors, shape (N,); torchvision's ``adjust_brightness``
+            and similar functions have the same factors.
+        hue: Hue shift, shape (N,); 1 is a full turn, and red turns towards green.
     """
 
     dihedral_index: Tensor
@@ -137,11 +138,12 @@ def augment(images: Tensor, params: AugmentParams) -> Tensor:
     """Augment images: flips and rotation, then stain jitter, then color jitter.
 
     Args:
-        images: Shape (N, 3, H, H), float32, 0..1, on any device, in any memory format.
+        images: Images, shape (N, 3, H, H), float32, 0..1, on any device, in any memory format.
         params: Parameters of each image.
 
     Returns:
-        Images of the same shape and range, channels last; ``images`` itself if nothing changes.
+        Changed images in the memory format channels_last, with the shape and range of ``images``.
+        If no image changes, the result is ``images`` itself.
     """
     assert len(images) == len(params)
     result = images
@@ -168,7 +170,7 @@ def dihedral(images: Tensor, index: Tensor) -> Tensor:
     image horizontally, then turn it by 0 to 3 quarter turns.
 
     Args:
-        images: Shape (N, C, H, H), any dtype.
+        images: Images, shape (N, C, H, H), any dtype.
         index: Element of each image, 0 to 7, shape (N,), int64.
     """
     num, channels, height, width = images.shape
@@ -180,7 +182,10 @@ def dihedral(images: Tensor, index: Tensor) -> Tensor:
 
 @cache
 def _source_pixels(side: int) -> Tensor:
-    """Return the source index of each pixel for each flip and turn, shape (8, side * side)."""
+    """Return, for each element of the dihedral group, the index of each pixel before the change.
+
+    The result has the shape (8, side * side). An index counts the pixels of an image row by row.
+    """
     pixels = torch.arange(side * side).view(side, side)
     views = [torch.rot90(start, turns) for start in (pixels, pixels.fliplr()) for turns in range(4)]
     return torch.stack(views).flatten(1)
@@ -235,7 +240,10 @@ def _color_jitter(images: Tensor, params: AugmentParams) -> Tensor:
 
 
 def _linear(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
-    """Multiply each pixel by ``matrix`` (N, 3, 3) and add ``offset`` (N, 3, 1)."""
+    """Multiply the color of each pixel by the matrix of its image, and add the offset.
+
+    ``matrix`` has the shape (N, 3, 3), and ``offset`` has the shape (N, 3, 1).
+    """
     return torch.baddbmm(offset, matrix.to(images), images.flatten(2)).view(images.shape)
 
 
@@ -248,8 +256,9 @@ def sample_mixup(num: int, *, alpha: float, generator: torch.Generator) -> tuple
         generator: Random generator on the CPU.
 
     Returns:
-        Two tensors of shape (num,). The first has the partner of each patch, a permutation (int64).
-        The second has lambda, the weight of the patch itself, 0.5..1 (float32).
+        Two tensors of shape (num,). The first tensor (int64) has the index of the partner of each
+        patch; each patch is the partner of one patch. The second tensor (float32) has the weight of
+        the patch itself, 0.5..1; the partner has the rest of the weight.
     """
     partner = torch.randperm(num, generator=generator)
     seed = int(torch.randint(2**62, (), generator=generator))  # torch's Beta takes no generator
@@ -258,5 +267,8 @@ def sample_mixup(num: int, *, alpha: float, generator: torch.Generator) -> tuple
 
 
 def mix(images: Tensor, other: Tensor, lam: Tensor) -> Tensor:
-    """Mix ``images`` with ``other``; ``lam`` (N,) is the weight of each image in ``images``."""
+    """Mix each image of ``images`` with an image of ``other``; add them with weights.
+
+    ``lam``, shape (N,), is the weight of each image of ``images``. The other weight is 1 - ``lam``.
+    """
     return torch.lerp(other, images, lam.to(images)[:, None, None, None])

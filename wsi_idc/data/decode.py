@@ -1,4 +1,4 @@
-"""Decode all patches of a tree with threads or processes; a killed run can be resumed."""
+"""Decode all patches of a patch tree with threads or processes; resume the work of a killed run."""
 
 import logging
 from array import array
@@ -49,15 +49,15 @@ Task = tuple[int, list[str]]  # number and files of a chunk
 
 @dataclass
 class DecodedTree:
-    """Results of decoding a tree, without the pixels.
+    """Results of decoding a patch tree, without the pixels.
 
     Attributes:
-        paths: Path of the file that was read for each row of the tree's table.
-        is_decoded: Whether the file of each row could be decoded.
-        sizes: Height, then width, of each decoded file, in px.
+        paths: For each row of the table of the patch tree, the path of the file that was read.
+        is_decoded: For each row of the table, True if the file could be decoded.
+        sizes: Height and width of the first decoded file in px, then of the second, and so on.
         crcs: CRC-32 of the bytes of each decoded file.
         issues: Files that could not be decoded.
-        num_no_access: Number of files that cannot be read and have no readable copy.
+        num_no_access: Number of files that could not be read and have no readable copy.
         histogram: Counts of the pixel values of each channel, shape (3, 256).
     """
 
@@ -70,7 +70,7 @@ class DecodedTree:
     histogram: NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
 
     def add(self, paths: list[str], chunk: Chunk) -> None:
-        """Append the results of the next chunk of files."""
+        """Append the results of the next chunk; ``paths`` are the files of the chunk."""
         for path, reason in zip(paths, chunk.reasons, strict=True):
             self.is_decoded.append(not reason)
             if reason:
@@ -82,7 +82,11 @@ class DecodedTree:
         self.histogram += np.array(chunk.histogram)
 
     def table(self, index: TreeIndex) -> pd.DataFrame:
-        """Return the decoded files with height, width, crc; raise DataError for an empty table."""
+        """Return the rows of ``index.table`` whose file is decoded, with height, width and crc.
+
+        Raises:
+            DataError: No file is decoded.
+        """
         table = index.table.assign(path=self.paths)[self.is_decoded].reset_index(drop=True)
         if table.empty:
             first = f"{self.issues[0].path}: {self.issues[0].detail}"
@@ -99,10 +103,11 @@ class DecodedTree:
 
 
 def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None) -> DecodedTree:
-    """Decode the files in ``index.table``, in the order of the table, into ``cache``.
+    """Decode the files of a patch tree, and write their pixels to ``cache``.
 
-    A damaged file is replaced by an undamaged copy if the tree has one. Chunks that a stopped run
-    left in ``cache`` are reused if they are complete and their files are unchanged.
+    The order of the files is the order of the rows of ``index.table``. If a file is damaged and the
+    patch tree has an undamaged copy, the copy is decoded. If ``cache`` has chunks of a stopped run,
+    a chunk is reused if it is complete and its files are unchanged.
 
     Raises:
         WorkerError: Many files cannot be read, a folder vanished, or a worker process was killed.
@@ -113,7 +118,7 @@ def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None
     result = DecodedTree()
 
     def add(number: int, paths: list[str], chunk: Chunk) -> None:
-        """Append a chunk; if damaged files have copies, decode the chunk again with the copies."""
+        """Append a chunk to the result; if damaged files have copies, first decode the copies."""
         reasons = dict(zip(paths, chunk.reasons, strict=True))
         damaged = [path for path, reason in reasons.items() if reason]
         copies = readable_duplicates(damaged, index.copies, store=store, patch_px=cache.patch_px)
@@ -147,7 +152,10 @@ def decode_tree(index: TreeIndex, cache: DecodeCache, *, num_workers: int | None
 def _decode_chunks(
     cache: DecodeCache, store: PatchStore, tasks: deque[Task], num_workers: int | None
 ) -> Generator[tuple[int, list[str], Chunk], None, None]:
-    """Decode chunks in a pool; yield number, files and results of each chunk, in order."""
+    """Decode chunks in a pool; yield the number, the files and the results of each chunk, in order.
+
+    The function removes the chunks from ``tasks``.
+    """
     num_workers = num_workers or min(available_cores(), _MAX_WORKERS)
     is_large = len(tasks) * FILES_PER_CHUNK >= _MIN_FILES_FOR_PROCESSES
     # The file list of a zip is too large to send to processes.

@@ -1,9 +1,9 @@
 """Worker processes, and the cache file into which the processes decode patches.
 
-The cache file has chunks of ``FILES_PER_CHUNK`` patches. Each chunk has a fixed offset, so that
-threads and processes write chunks in parallel. A killed run resumes from the cache file. The
-checksum of a chunk shows that the chunk is complete. The digest of a chunk shows that the patch
-files are unchanged.
+The cache file has chunks of ``FILES_PER_CHUNK`` patches. Each chunk has a fixed position in the
+file, so that threads and processes can write chunks in parallel. After a killed run, the next run
+reads the complete chunks from the cache file. A checksum of each chunk shows whether the chunk is
+complete. A digest in each chunk shows whether the patch files are unchanged.
 """
 
 import hashlib
@@ -48,9 +48,11 @@ class Chunk:
     """Results of decoding the files of one chunk, without the pixels.
 
     Attributes:
-        state: Digest of the paths and ``stat_key`` of the files, and of the decoder's version.
-        reasons: Reason why each file was skipped; empty for a decoded file.
-        sizes: Height, then width, of each decoded file, in px, before padding.
+        state: Hexadecimal digest of the decoder's version and of the path, size and time of each
+            file.
+        reasons: For each file, the reason why the file was skipped; empty for a decoded file.
+        sizes: Height and width of the first decoded file in px before padding, then of the second,
+            and so on.
         crcs: CRC-32 of the bytes of each decoded file.
         histogram: Counts of the pixel values of each channel, 3 rows of 256.
     """
@@ -64,7 +66,12 @@ class Chunk:
 
 @dataclass(frozen=True)
 class DecodeCache:
-    """Cache file at ``path`` with decoded patches; ``patch_px`` is the side of a patch in px."""
+    """Cache file with decoded patches.
+
+    Attributes:
+        path: Path of the cache file.
+        patch_px: Side of a patch in px.
+    """
 
     path: Path
     patch_px: int
@@ -104,10 +111,11 @@ class DecodeCache:
         return chunk
 
     def read(self, store: PatchStore, number: int, paths: list[str]) -> Chunk | None:
-        """Return chunk ``number`` if it is complete and its source files are unchanged, else None.
+        """Read chunk ``number``; return None if its files must be decoded again.
 
-        A skipped file can become readable without a change of ``stat_key``: permissions change, or
-        a disk error ends. Therefore the result is also None if a skipped file can now be decoded.
+        The files must be decoded again if the chunk is not complete, if a file has changed, or if a
+        skipped file can be decoded now. A skipped file can become readable without a new size or
+        time, because a user changes permissions or a disk works again.
         """
         with self.path.open("rb") as file:
             file.seek(self._offset(number))
@@ -126,10 +134,12 @@ class DecodeCache:
         return None if any(is_decodable(store, path, self.patch_px) for path in skipped) else chunk
 
     def pixels(self, num_files: int) -> Iterator[NDArray[np.uint8]]:
-        """Yield the pixels of each chunk: (n, patch_px, patch_px, 3), uint8, padded with white.
+        """Yield the pixels of each chunk, shape (n, patch_px, patch_px, 3), uint8.
+
+        Small patches are padded with white.
 
         Args:
-            num_files: Number of files in all chunks. Each chunk must be complete in the cache file.
+            num_files: Number of files of all chunks. The cache file must have all these chunks.
         """
         with self.path.open("rb") as file:
             for number in range(math.ceil(num_files / FILES_PER_CHUNK)):
@@ -159,8 +169,8 @@ def create_worker_pool(num_workers: int) -> ProcessPoolExecutor:
 def kill_workers() -> None:
     """Kill all processes of worker pools.
 
-    If one process dies, the pool ends the others. But the pool would wait forever for a process
-    that is just starting.
+    If a process dies, the pool kills its other processes. But the pool does not kill a process that
+    is just starting, and would wait for this process forever.
     """
     for process in multiprocessing.active_children():
         if isinstance(process, _WorkerProcess):

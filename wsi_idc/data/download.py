@@ -1,8 +1,8 @@
 """Download of the data set from Kaggle with kagglehub.
 
-kagglehub downloads the archive into its own cache folder (``KAGGLEHUB_CACHE``), resumes an
-interrupted download, and checks and unpacks the archive. The file ``source.json`` in the project's
-data folder records the path of the unpacked data set.
+kagglehub downloads the archive into its own cache folder, checks the archive and unpacks it. The
+environment variable ``KAGGLEHUB_CACHE`` names this folder. kagglehub resumes an interrupted
+download. The file ``source.json`` in the data folder records the path of the unpacked data set.
 """
 
 import contextlib
@@ -26,10 +26,16 @@ SOURCE_FILE = "source.json"
 
 
 def download(folder: Path) -> Path:
-    """Download the data set if kagglehub's cache lacks it; write its path to a file in ``folder``.
+    """Download the data set, and record its path in ``source.json`` in ``folder``.
+
+    If kagglehub's cache has the data set already, nothing is downloaded.
+
+    Returns:
+        Path of the data set.
 
     Raises:
-        WsiIdcError: Kaggle refuses or cannot be reached, the disk is full, or the zip is damaged.
+        WsiIdcError: Kaggle refuses the download or cannot be reached, the disk is full, or the
+            downloaded zip is damaged.
     """
     # When kagglehub is imported, it keeps the current ``sys.stdout`` for all its messages.
     with contextlib.redirect_stdout(sys.stderr):
@@ -39,10 +45,12 @@ def download(folder: Path) -> Path:
 
 
 def read_download_path(folder: Path) -> Path | None:
-    """Return the path of the download that ``folder`` records; None without a record.
+    """Read the path of the downloaded data set from ``source.json`` in ``folder``.
+
+    Return None if this file does not exist.
 
     Raises:
-        DataError: The download does not exist any more, or the record cannot be read.
+        DataError: The data set does not exist any more, or ``source.json`` cannot be read.
     """
     record = folder / SOURCE_FILE
     try:

@@ -1,9 +1,9 @@
-"""Open the data that ``--data`` names: a pack, a patch tree, a zip of a tree, or a data folder.
+"""Open the data of the option ``--data``: a pack, a patch tree, a zip of a tree, or a data folder.
 
 A patch tree is packed once, and the pack is kept in a cache folder. If many tasks read a network
-disk at random positions, the disk becomes slow for all users. Therefore ``WSI_IDC_SCRATCH`` can
-name a folder on the local disk or in the memory of a node. All tasks of the node share a copy of
-the pack in this folder.
+disk at random positions, the disk becomes slow for all users. Therefore the environment variable
+``WSI_IDC_SCRATCH`` can name a scratch folder on the local disk or in the memory of a cluster node.
+The pack is copied to this folder, and all tasks of the node read this copy.
 """
 
 import logging
@@ -36,14 +36,16 @@ _ADVICE = "make a pack with wsi-idc prepare TREE, or give --data"
 
 
 def open_data(path: Path | None = None) -> Pack:
-    """Open a pack or a patch tree; read a copy of the pack if ``WSI_IDC_SCRATCH`` is set.
+    """Open a pack or a patch tree.
+
+    If ``WSI_IDC_SCRATCH`` is set, the result reads a copy of the pack in this scratch folder.
 
     Args:
-        path: A pack, a patch tree, a zip of a tree, or a folder with one pack. None means the path
-            in ``WSI_IDC_DATA``, else the folder ``data`` in the working folder.
+        path: A pack, a patch tree, a zip of a tree, or a folder with one pack. None means
+            ``default_data()``.
 
     Raises:
-        DataError: ``path`` has no usable data, or holds several packs.
+        DataError: ``path`` has no usable data, or is a folder with several packs.
     """
     if path is None:
         path = default_data()
@@ -56,15 +58,21 @@ def open_data(path: Path | None = None) -> Pack:
 
 
 def default_data() -> Path:
-    """Return the path of the data that commands open without ``--data``."""
+    """Return the path of the data that a command opens without the option ``--data``.
+
+    This is the path in the environment variable ``WSI_IDC_DATA``. If the variable is not set, this
+    is the folder ``data`` in the working folder.
+    """
     return Path(os.environ.get("WSI_IDC_DATA") or DEFAULT_FOLDER)
 
 
 def find_pack(path: Path) -> Pack | None:
-    """Open the pack at ``path`` or in the folder ``path``; return None for a patch tree or a zip.
+    """Open a pack file, or the only pack in a folder.
+
+    Return None if ``path`` is a zip or a folder without a pack.
 
     Raises:
-        DataError: The pack is unusable, or the folder holds several packs or a damaged HDF5 file.
+        DataError: The pack is unusable, or the folder has several packs or a damaged HDF5 file.
     """
     if not path.is_dir():
         return None if is_zip(path) else Pack(path)
@@ -77,9 +85,11 @@ def find_pack(path: Path) -> Pack | None:
 
 
 def find_patch_tree(folder: Path) -> Path:
-    """Return the patch tree of a folder: the recorded download, the only zip, or the folder itself.
+    """Find the patch tree of a folder.
 
-    A zip is used only if the folder itself has no patches.
+    If ``source.json`` in the folder records a download, the patch tree is this download. Otherwise,
+    if the folder has no patches but a zip, the patch tree is the zip. Otherwise, the patch tree is
+    the folder itself.
 
     Raises:
         DataError: The recorded download does not exist any more, or the folder has several zips.
@@ -96,7 +106,11 @@ def find_patch_tree(folder: Path) -> Path:
 
 
 def default_tree() -> Path:
-    """Return the tree that ``wsi-idc prepare`` packs by default; raise DataError without a tree."""
+    """Return the patch tree that ``wsi-idc prepare`` packs by default.
+
+    Raises:
+        DataError: There is no patch tree.
+    """
     folder = Path(DEFAULT_FOLDER)
     tree = find_patch_tree(folder)
     if tree == folder and not FolderStore(folder).list_files().paths:
@@ -108,7 +122,7 @@ def default_tree() -> Path:
 
 
 def _open_tree(tree: Path) -> Pack:
-    """Open the cached pack of a tree; make the pack if the tree is new or has changed."""
+    """Open the cached pack of a patch tree; pack the tree if it is new or has changed."""
     with open_patch_store(tree) as store:
         paths = store.list_files().paths
         if not paths:
@@ -157,10 +171,13 @@ def _open_tree(tree: Path) -> Pack:
 
 
 def cache_folder() -> Path:
-    """Return the folder that ``WSI_IDC_CACHE`` names, else ``wsi-idc`` in the user's cache folder.
+    """Return the folder of cached packs.
+
+    This is the folder in the environment variable ``WSI_IDC_CACHE``. If the variable is not set,
+    this is the folder ``wsi-idc`` in the user's cache folder.
 
     Raises:
-        DataError: No variable names a cache folder, and the user has no home folder.
+        DataError: No environment variable names a cache folder, and the user has no home folder.
     """
     if folder := os.environ.get("WSI_IDC_CACHE"):
         return Path(folder)
