@@ -131,7 +131,7 @@ def eval_(
 
 
 def _select_device(options: dict[str, Any]) -> None:
-    """Replace the options "device" and "precision" by the option "device_config"."""
+    """In the dict ``options``, replace "device" and "precision" by one item "device_config"."""
     from wsi_idc.runtime.device import select_device
 
     options["device_config"] = select_device(options.pop("device"), options.pop("precision"))
@@ -151,8 +151,8 @@ def _evaluate_several(
 ) -> None:
     """Evaluate and rank runs; print a note at the end for each run that cannot be evaluated.
 
-    ``paths_of`` maps a run to its checkpoints, and ``failed`` a run without checkpoints to its
-    error. This function adds the errors of other runs to ``failed``.
+    ``paths_of`` has the checkpoint paths of each run. ``failed`` has the error of each run whose
+    checkpoints are not found; if another run fails, its error is added to ``failed``.
     """
     from wsi_idc.evaluation import compare
     from wsi_idc.evaluation.pages import write_leaderboard_page
@@ -198,7 +198,7 @@ def _raise_if_any(failed: Mapping[Path, WsiIdcError], runs: Sequence[Path]) -> N
 def _for_each(
     runs: Iterable[Path], function: Callable[[Path], Result], failed: dict[Path, WsiIdcError]
 ) -> dict[Path, Result]:
-    """Return the result of ``function`` for each run; add the errors of runs to ``failed``."""
+    """Call ``function`` for each run; return the results. Put a run's error into ``failed``."""
     results = {}
     for run in runs:
         try:
@@ -211,7 +211,7 @@ def _for_each(
 def _checked_folder(
     predictor: "Predictor", pack: "Pack", out: Path | None, split: str, allow_seen: bool, **_: Any
 ) -> Path:
-    """Check the patients and the folder of an evaluation; return the folder."""
+    """Check the patients and the output folder of an evaluation; return the output folder."""
     from wsi_idc.evaluation.evaluate import choose_patients, evaluation_folder
     from wsi_idc.evaluation.results import EVALUATION_FILES
 
@@ -312,7 +312,10 @@ def _leaderboard_lines(table: "pd.DataFrame", folder: Path, *, rank_by: str) -> 
 
 
 def run_evaluation(checkpoints: list[Path], data: Path | None, **options: Any) -> Path:
-    """Evaluate checkpoints if no evaluation exists; return the folder of the evaluation."""
+    """Evaluate checkpoints, unless their evaluation exists; return the folder of the evaluation.
+
+    ``options`` are the options of ``wsi-idc eval``, such as "split" and "device".
+    """
     from wsi_idc.data.open_data import open_data
 
     pack = open_data(data)  # raises an error for missing data, before torch is imported

@@ -274,8 +274,8 @@ def _describe_checkpoint(file: Path) -> dict[str, Any]:
 def _short(value: Any) -> str:
     """Return a value as text of at most 400 characters; ``--json`` prints the full value.
 
-    A SHA-256 hash is shortened to its first 12 digits, as in a cohort table. Parts without a value
-    are left out.
+    A SHA-256 hash is shortened to its first 12 digits, as in a cohort table. In a dict, keys with
+    the value None are left out.
     """
     if isinstance(value, dict):
         parts = {key: part for key, part in value.items() if part is not None}

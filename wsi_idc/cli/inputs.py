@@ -73,8 +73,8 @@ def _find(path: Path | None) -> tuple[Path, str]:
 def find_maps(paths: Sequence[Path]) -> list[Path]:
     """Find the map files in ``paths`` (files and folders), or in maps/ if ``paths`` is empty.
 
-    A patient file is replaced by the maps of the patient's slides. Cohort files are left out,
-    because ``maps/*.h5`` also matches cohort.h5.
+    A patient file is replaced by the maps of the patient's slides. Cohort files are left out: if
+    a user gives ``maps/*.h5``, the shell adds cohort.h5 to ``paths``.
     """
     from wsi_idc.maps.cohort import is_cohort
     from wsi_idc.maps.map_reader import map_paths, maps_of

@@ -93,7 +93,7 @@ def job(job: Path, task: int | None, count: bool, dry_run: bool, flags: tuple[st
 
 
 def open_job(path: Path, flags: Sequence[str]) -> Job:
-    """Read a job file, apply ``flags`` to its command and check the command line of every task."""
+    """Read the job file ``path``, add ``flags``, and check the command line of every task."""
     if str(path).startswith("-"):
         raise click.UsageError("give JOB first, then flags for its command.")
     command = COMMANDS.get(str(load_toml(path).get("command")))
@@ -125,7 +125,12 @@ def command_spec(command: click.Command) -> CommandSpec:
 def _parse_flags(
     command: click.Command, flags: Sequence[str], path: Path
 ) -> tuple[dict[str, Any], list[str]]:
-    """Parse ``flags``; return the settings as a dict, and all other flags as a list of words."""
+    """Parse ``flags``.
+
+    Returns:
+        A dict of the flags that a job file can also set, and a list with the words of all other
+        flags.
+    """
     # The job file sets the required arguments. Click needs any value for them: give ``path``.
     required = [p for p in command.params if isinstance(p, click.Argument) and p.required]
     words = [*flags, *[str(path)] * len(required)]

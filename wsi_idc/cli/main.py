@@ -148,10 +148,11 @@ def run(command: Callable[[], object]) -> int:
 
 
 def _similar_options(error: click.NoSuchOption) -> list[str]:
-    """Return the options that the user may have meant.
+    """Return the options that the user may have meant by an unknown option.
 
-    Three rules are tried until one finds an option: the option has the given initials (--lr finds
-    --learning-rate), contains the given text, or has a similar name.
+    Three rules are tried until one rule finds options. Rule 1: the unknown option has the initials
+    of the option (--lr finds --learning-rate). Rule 2: the option contains the name of the unknown
+    option. Rule 3: the two names are similar.
     """
     given = error.option_name.lstrip("-")
     params = error.ctx.command.params if error.ctx else []

@@ -217,7 +217,10 @@ def _builder(paths: list[Path], given: Mapping[str, Any]) -> "MapBuilder":
 
 
 def _updates_table(report: "MapReport", folder: Path, *, is_shard: bool) -> bool:
-    """Return whether to update an old table in ``folder``; if it is not updated, print a note."""
+    """Return True if the cohort table in ``folder`` is older than the maps and must be updated.
+
+    For a shard or many maps, an older table is not updated: print a note and return False.
+    """
     from wsi_idc.maps.cohort import COHORT_CSV, is_older_table
     from wsi_idc.maps.map_reader import map_paths
 
@@ -235,7 +238,8 @@ def _echo_report(
 ) -> None:
     """If ``has_table``, write the table of the maps in ``folder``; then print the report.
 
-    ``regrouped`` has maps and pictures of an earlier run in which slides had other patients.
+    ``regrouped`` has the maps and pictures of an earlier run that assigned slides to other
+    patients.
     """
     from wsi_idc.maps.cohort import write_cohort
     from wsi_idc.maps.map_reader import map_path

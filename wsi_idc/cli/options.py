@@ -20,7 +20,7 @@ with_default = functools.partial(click.option, show_default=True)
 
 
 class Number(click.FloatRange):
-    """Option type: a number within a range, not NaN (click.FloatRange accepts NaN)."""
+    """Type of an option: a number in a range. NaN is an error, unlike in click.FloatRange."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float:
         """Convert text to a number; raise click's usage error if the number is not allowed."""

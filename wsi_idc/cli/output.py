@@ -34,7 +34,7 @@ def echo_result(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
     """Write a result to standard output.
 
     Args:
-        record: The result for JSON; values of other types, such as paths, are written as text.
+        record: The result for JSON. Values of types unknown to JSON, such as paths, become text.
         lines: The result as lines of text for a person.
         as_json: Write ``record`` as JSON instead of ``lines``.
     """
@@ -48,7 +48,8 @@ def echo_result(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
 def raise_if_any(failed: Sized, num_all: int, what: str) -> None:
     """Raise WsiIdcError if ``failed`` is not empty; the caller must print the reasons before.
 
-    Example of a message: "1 of 5 maps were not exported", where ``what`` is the text after "5".
+    The error message begins with "1 of 5 maps were not exported" if ``failed`` has 1 item,
+    ``num_all`` is 5 and ``what`` is "maps were not exported".
     """
     if failed:
         raise WsiIdcError(f"{len(failed)} of {num_all} {what}; the reasons are above")
@@ -63,9 +64,10 @@ def table_lines(rows: Iterable[tuple[str, object]]) -> Iterator[str]:
 
 
 def hanging_lines(start: str, text: object) -> Iterator[str]:
-    """Yield ``start`` and ``text`` in lines of at most 80 characters; align the lines of the text.
+    """Yield ``start`` and ``text`` in lines of at most 80 characters.
 
-    A word is never broken, so that paths can be copied: a long word can make a line longer.
+    All lines of ``text`` begin in the same column, after ``start``. A long word, such as a path,
+    is not broken, so that it can be copied: a line with a long word may have more characters.
     """
     width = _WIDTH - len(start)
     words = {"break_long_words": False, "break_on_hyphens": False}

@@ -101,7 +101,7 @@ def view(
 
 
 def _find(path: Path) -> Path:
-    """Return the file or folder of an argument: a path, or the id of a patient in maps/."""
+    """Return ``path`` if it exists; else return the map in maps/ whose name is ``path``."""
     from wsi_idc.maps.map_reader import map_path
 
     if path.exists():
@@ -117,9 +117,10 @@ def _find(path: Path) -> Path:
 
 
 def _open_browser(address: str, folder: Path) -> None:
-    """Open the address in a browser through a page file that only this user can read.
+    """Write a page that leads to ``address``, and open this page in a browser.
 
-    With the address on its command line, the browser would show the token to all users.
+    The address contains the secret token. Only this user can read the page, but all users of the
+    machine can read the command line of the browser.
     """
     has_screen = (
         sys.platform != "linux" or "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ

@@ -37,16 +37,17 @@ class CamQuality:
         method: Method and layer of the CAM.
         grid: Rows and columns of a CAM.
         num_idc, num_other: Number of measured patches of each class.
-        fall: Fall of the log odds of IDC if the fifth of a patch with the largest CAM is hidden,
-            minus the fall if a random fifth is hidden; mean over the IDC patches.
-        area: Mean of this difference over all fractions of ``curve``.
+        fall: Fall of the log odds of IDC if the 20 % of the px with the largest CAM are hidden,
+            minus the fall if random 20 % of the px are hidden; mean over the IDC patches.
+        area: The same difference of falls, averaged over all hidden fractions of ``curve``.
         other_brightness: Mean CAM of non-IDC patches divided by the mean CAM of IDC patches.
-        rim_excess: Mean CAM of the outer cells of IDC patches divided by the mean of the inner
-            cells, minus 1; NaN if there are no inner cells.
+        rim_excess: (o - i) / i, where o is the mean CAM of the outer cells of IDC patches, and i
+            is the mean CAM of the inner cells; NaN if there are no inner cells.
         flip_stability: Mean correlation between the CAM of an IDC patch and the CAMs of its 7
             flipped or rotated copies. These CAMs are flipped or rotated back first.
-        curve: One row per hidden fraction. Columns: ``fraction``; ``top`` and ``random``, mean fall
-            of the log odds if the part with the largest CAM or a random part is hidden.
+        curve: One row per hidden fraction. Columns: ``fraction``; ``top``, mean fall of the log
+            odds if the part with the largest CAM is hidden; ``random``, mean fall of the log odds
+            if a random part is hidden.
     """
 
     method: str
@@ -61,7 +62,7 @@ class CamQuality:
     curve: pd.DataFrame
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the values as a dict for JSON."""
+        """Return all attributes as a dict for JSON. None replaces NaN."""
         values = asdict(self) | {"grid": list(self.grid), "curve": None}
         return {**nan_to_none(values), "curve": records(self.curve)}
 
@@ -79,9 +80,9 @@ def cam_quality(
 ) -> CamQuality:
     """Measure the CAMs of at most ``num_patches`` random patches of each class.
 
-    Hidden px get the mean color of their patch. A random part has the largest of random numbers on
-    the grid of the CAM, enlarged as the CAM is. Samek et al. (2017,
-    doi:10.1109/TNNLS.2016.2599820) also compare a heat map with random parts.
+    To hide a px, the px gets the mean color of its patch. For a random part, random numbers replace
+    the CAM. Samek et al. (2017, doi:10.1109/TNNLS.2016.2599820) also compare heat maps with random
+    parts.
 
     Args:
         predictor: Predictor to measure; its test-time augmentation is not used. With several
@@ -90,7 +91,7 @@ def cam_quality(
         patients: Patients from whose labelled patches the random patches are drawn.
         device_config: Device and precision.
         batch_size: Largest number of patches in a batch.
-        cam: Method, layer and class of the CAM; None: the default CAM of ``map``.
+        cam: Method, layer and class of the CAM; None means the default CAM of ``wsi-idc map``.
         num_patches: Largest number of patches of each class.
         seed: Seed of the drawn patches and of the random parts.
 
@@ -162,7 +163,11 @@ def _falls(
     log_odds: NDArray[np.float32],
     scores: Mapping[str, NDArray[np.float32]],
 ) -> pd.DataFrame:
-    """Hide the px with the largest scores (n, h, w); return the mean falls of the log odds."""
+    """Hide the px with the largest scores; return the mean falls of the log odds.
+
+    ``log_odds`` has the log odds of the unchanged patches. ``scores`` has named arrays of shape
+    (n, h, w). The result has one row per hidden fraction, and one column of falls per name.
+    """
     num, side = len(patches), patches.shape[1]
     mean = patches.mean(axis=(1, 2), keepdims=True).round().astype(np.uint8)
     ranks = {}
@@ -182,7 +187,7 @@ def _falls(
 
 
 def _flip_stability(predict: PredictFn, patches: Patches, maps: NDArray[np.float32]) -> float:
-    """Return the mean correlation between CAMs and the CAMs of flipped and rotated patches."""
+    """Return the mean correlation between ``maps`` and the CAMs of flipped, rotated patches."""
     images = torch.from_numpy(patches).permute(0, 3, 1, 2)
     correlations = []
     for view in range(1, NUM_DIHEDRAL):
@@ -220,7 +225,7 @@ def _rim_excess(maps: NDArray[np.float32]) -> float:
 
 
 def cam_quality_chart(quality: CamQuality) -> Figure:
-    """Draw the fall of the log odds against the hidden fraction of the patch."""
+    """Draw the mean fall of the log odds (y axis) for each hidden fraction of a patch (x axis)."""
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     ax = figure.subplots()
     percent = 100 * quality.curve["fraction"]

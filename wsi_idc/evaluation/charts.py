@@ -127,7 +127,11 @@ def reliability_bins(
 ) -> pd.DataFrame:
     """Compute the mean probability and the fraction of IDC in each of ``ECE_BINS`` bins.
 
-    The arguments have shape (N,): labels (0 or 1), probabilities of IDC, and patient ids.
+    Args:
+        label: Labels (0 or 1), shape (N,).
+        probability: Probabilities of IDC, shape (N,).
+        patient: Patient ids, shape (N,).
+        seed: Seed of the bootstrap.
 
     Returns:
         One row per bin. Columns: patches (number), probability (mean), idc_share (fraction of
@@ -236,12 +240,12 @@ def border(evaluation: Evaluation) -> Figure:
 
 
 def marker_areas(patches: NDArray) -> NDArray[np.float64]:
-    """Return marker areas in square points. The area grows with the number of patches."""
+    """Return the area of each marker. The area grows with the number of patches."""
     return np.asarray(24 + 140 * patches / max(patches.max(initial=1), 1))
 
 
 def patients(evaluation: Evaluation) -> Figure:
-    """Draw AUC and Dice of each patient, lowest value first; show the ids of the first patients."""
+    """Draw AUC and Dice of each patient, lowest value first; name the patients with low values."""
     figure = Figure(figsize=(10, 6.6), layout="constrained")
     axes = figure.subplots(2, 1)
     for ax, name in zip(axes, ("auc", "dice"), strict=True):

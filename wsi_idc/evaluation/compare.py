@@ -89,7 +89,7 @@ class Comparison:
     patients: pd.DataFrame
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the comparison as a dict for JSON, with None for an undefined value."""
+        """Return the comparison as a dict for JSON. None replaces NaN."""
         tables = {name: classification.records(getattr(self, name)) for name in _TABLES}
         return vars(self) | tables
 

@@ -213,7 +213,8 @@ def _predictions_table(
 ) -> pd.DataFrame:
     """Build a table with one row per patch: patient, x, y, label, outputs of the predictor.
 
-    ``rows`` has all patches of each patient, because smoothing uses neighbors.
+    ``rows`` has the positions of the patches in the pack. It must have all patches of a patient,
+    because smoothing uses the neighbors of each patch.
     """
     prediction = predictor.aggregate(raw_prediction.logit)
     index = pack.index.iloc[rows]
@@ -246,9 +247,14 @@ def compute_metrics(
 ) -> MetricSet:
     """Compute the metrics of a column of probabilities.
 
-    The table ``predictions`` has the columns label (0 or 1) and ``column``. ``weights`` has the
-    shape (R, P): the weight of each of P patients in each of R resamples. ``code`` has one number
-    per patch: the patient's column in ``weights``. With one patient, all intervals are NaN.
+    With one patient, all intervals are NaN.
+
+    Args:
+        predictions: Table of N patches with the columns label (0 or 1) and ``column``.
+        column: Name of the column of probabilities.
+        threshold: Lowest probability that is called IDC.
+        code: For each patch, the column of its patient in ``weights``; shape (N,).
+        weights: Weights of P patients in R resamples of the bootstrap, shape (R, P).
     """
     label, probability = predictions["label"].to_numpy(), predictions[column].to_numpy()
     resampled = bootstrap.resampled_metrics(
@@ -268,7 +274,7 @@ def compute_metrics(
 
 
 def _is_of_other_training(predictor: Predictor, pack: Pack) -> bool:
-    """Return whether a split has patients of this pack, but the training used another pack."""
+    """Return True if a checkpoint of another pack has patients of ``pack`` in its split."""
     return any(
         checkpoint.provenance.get("data_fingerprint") != pack.info.source_fingerprint
         and not set(pack.patients).isdisjoint(checkpoint.split)

@@ -16,7 +16,7 @@ _EDGES = (0, 0.2, 0.4, 0.6, 0.8, 0.99, 1.0)
 def novelty_bins(predictions: pd.DataFrame, column: str, threshold: float) -> pd.DataFrame | None:
     """Compute the error rate and the AUC in each bin of novelty that has patches.
 
-    Return None if the table has no column novelty, because the predictor has no novelty model.
+    If the predictor has no novelty model, the table has no column novelty: return None.
 
     Args:
         predictions: Table of patches with the columns label, novelty and ``column``.

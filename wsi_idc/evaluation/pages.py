@@ -58,7 +58,11 @@ def write_comparison_page(comparison: Comparison, out: Path, *, name_a: str, nam
 
 
 def tally(patients: pd.DataFrame, name: str) -> dict[str, int]:
-    """Count the patients whose value is larger with A, larger with B, equal, or missing."""
+    """Count the patients with each result of the comparison of A and B by the metric ``name``.
+
+    The keys are "a" (A has the larger value), "b" (B has the larger value), "same" and "none" (A or
+    B has no value).
+    """
     difference = patients[f"{name}_difference"].to_numpy(float)
     return {
         "a": int((difference < 0).sum()),
@@ -102,7 +106,7 @@ def paired_patients(comparison: Comparison) -> Figure:
 
 
 def _draw_pairs(ax: Axes, table: pd.DataFrame, name: str) -> None:
-    """Draw one mark per patient, and the ids of the patients with the largest differences."""
+    """Draw one mark per patient; name the patients with the largest differences between A and B."""
     known = table[table[f"{name}_difference"].notna()]
     counts, title = tally(table, name), TITLES[name]
     ax.set(xlabel=f"{title} with A", ylabel=f"{title} with B", aspect="equal")

@@ -56,7 +56,7 @@ def evaluate_into(
         folder: Folder of the results.
         predictor: Predictor to evaluate.
         pack: Pack with the patches to evaluate.
-        split: Group of patients, as in ``choose_patients``.
+        split: Group of patients, one of the values that ``choose_patients`` accepts.
         allow_seen: Accept patients that a checkpoint was trained on.
         with_report: Write figures and report.html too.
         with_robustness: Evaluate changed patches too, as ``robustness`` does.
@@ -89,7 +89,7 @@ def evaluate_into(
 def read_history(predictor: Predictor) -> list[dict[str, Any]] | None:
     """Read the training history of a checkpoint: one record per epoch.
 
-    Return None for an ensemble, and for a checkpoint that is not the best.pt of a run.
+    If the predictor is an ensemble, or if the checkpoint is not the best.pt of a run, return None.
     """
     source = predictor.checkpoints[0].source
     if len(predictor.checkpoints) > 1 or source is None:

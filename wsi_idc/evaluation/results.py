@@ -57,7 +57,7 @@ class MetricSet:
         return sum(asdict(self.confusion).values())
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the metrics as a dict for JSON, with None for an undefined value."""
+        """Return the metrics as a dict for JSON. None replaces NaN."""
         return {
             "judged": self.column,
             "threshold": self.threshold,
@@ -87,17 +87,17 @@ class Evaluation:
             ``metrics.patients.summary`` returns them.
         predictions: One row per patch. Columns: patient, slide (if the pack has slides), x, y,
             label, probability, further outputs of the predictor, border_distance.
-        patients: One row per patient, as ``metrics.patients.patient_table`` returns it.
+        patients: Table with one row per patient: result of ``metrics.patients.patient_table``.
         slides: One row per slide. Columns: patient, slide, and the other columns of ``patients``.
             None if the pack has no slides.
         bands: ROC and PR curve with 95 % confidence bands; None if all labels are equal.
         notes: Sentences about the results.
         record: Description of the predictor, data, settings and program, as values for JSON.
         cam: Quality of the CAMs; None if the CAMs were not measured.
-        robustness: One row per change of the patches, as ``robustness.robustness`` returns it;
-            None if only unchanged patches were evaluated.
-        novelty: One row per bin of novelty, as ``novelty.novelty_bins`` returns it; None if the
-            predictor has no novelty model.
+        robustness: Table with one row per change of the patches: result of
+            ``robustness.robustness``. None if only unchanged patches were evaluated.
+        novelty: Table with one row per bin of novelty: result of ``novelty.novelty_bins``. None if
+            the predictor has no novelty model.
     """
 
     split: str
@@ -120,7 +120,7 @@ class Evaluation:
     cam: "CamQuality | None" = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the results for JSON, without curves and most tables; None replaces NaN."""
+        """Return the content of metrics.json as a dict. None replaces NaN."""
         tables = {"robustness": self.robustness, "by_novelty": self.novelty}
         return {
             "split": self.split,
@@ -145,7 +145,7 @@ class Evaluation:
 
 
 def evaluation_name(split: str, *, tta: bool, smooth: bool) -> str:
-    """Return the end of the folder name of an evaluation: "test-tta" for "eval-test-tta"."""
+    """Return the name of an evaluation, such as "test-tta"; names of folders contain this name."""
     return split + "-tta" * tta + "-smooth" * smooth
 
 
@@ -159,7 +159,10 @@ def folder_in_run(run: Path, name: str) -> Path:
 
 
 def numbered_folders(runs: Sequence[Path], out: Path) -> list[Path]:
-    """Return one folder per run: numbered subfolders of ``out``, or ``out`` itself for one run."""
+    """Return the folder of each run's evaluation.
+
+    Several runs get numbered subfolders of ``out``. If there is one run, its folder is ``out``.
+    """
     if len(runs) < 2:
         return [out]
     names = enumerate((run.name.removesuffix(".pt") for run in runs), start=1)

@@ -65,7 +65,10 @@ def robustness(
 
 
 def _reader(pack: Pack, rows: NDArray[np.int64]) -> ReadFn:
-    """Return a function that reads the patches ``rows[chunk]``, from memory if they are few."""
+    """Return a function that takes a slice ``chunk`` and returns the patches ``rows[chunk]``.
+
+    If the patches need little memory, they are all read now; else each call reads its patches.
+    """
     if len(rows) * pack.info.patch_px**2 * 3 > _MAX_HELD_BYTES:
         return lambda chunk: pack.read(rows[chunk])
     patches = pack.read(rows)

@@ -4,8 +4,8 @@ In a test with copies of 2,000 real patches, the method found all darkened copie
 the copies after JPEG compression of quality 90, and 95 % after quality 70. It found only 16 % of
 the copies that were shifted by one pixel.
 
-A hash is divided into six parts. If two hashes differ in at most 3 bits, at least three parts are
-the same in both hashes. Only such pairs of patches are compared. Therefore the time grows with the
+A hash is divided into six parts. If two hashes differ in at most 3 bits, at least three of their
+parts are equal. Only hashes with three equal parts are compared. Therefore the time grows with the
 number of patches, not with the square of this number.
 """
 
@@ -110,7 +110,11 @@ def bits_apart(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> Ints:
 
 
 def _equal_pairs(keys: NDArray[np.uint64]) -> Iterator[tuple[Ints, Ints]]:
-    """Yield pairs of positions with equal values in sorted ``keys``, adjacent positions first."""
+    """Yield all pairs of positions that have equal values in the sorted array ``keys``.
+
+    The first result has all pairs of adjacent positions. In each later result, the distance between
+    the positions of a pair is larger by 1.
+    """
     earlier = np.arange(len(keys))
     for step in itertools.count(1):
         earlier = earlier[earlier + step < len(keys)]
@@ -121,7 +125,7 @@ def _equal_pairs(keys: NDArray[np.uint64]) -> Iterator[tuple[Ints, Ints]]:
 
 
 def _correlations(pack: Pack, pairs: Ints) -> NDArray[np.float64]:
-    """Compute the correlation of the gray values of each pair, or 0 if a patch has one color."""
+    """Compute the correlation of the gray values of each pair; 0 if all px of a patch are equal."""
     parts = [np.zeros(0)]
     for start in range(0, len(pairs), _PAIRS_AT_A_TIME):
         a, b = (_standardized(pack, rows) for rows in pairs[start : start + _PAIRS_AT_A_TIME].T)

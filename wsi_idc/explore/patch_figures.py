@@ -1,4 +1,4 @@
-"""Figures of the patches of a pack: samples, augmentation, means, one patient, hints."""
+"""Figures of the patches of a pack, such as sample patches and augmented patches."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -66,8 +66,8 @@ def augmented_samples(
 ) -> None:
     """Write a PNG file that shows some patches before and after the augmentation ``name``.
 
-    ``rows`` are the positions of the patches to choose from. ``seed`` is the seed of the choice and
-    of the augmentation.
+    The patches are chosen from ``rows``, positions in the pack. ``seed`` is the seed of the choice
+    and of the augmentation.
     """
     chosen = _choose_of_each_label(pack, rows, num=3, seed=seed)
     with house_style():
@@ -77,7 +77,7 @@ def augmented_samples(
 
 
 def _choose(rows: NDArray[np.int64], label: int, *, num: int, seed: int) -> NDArray[np.int64]:
-    """Choose at most ``num`` of ``rows`` at random; ``seed`` and ``label`` fix the choice."""
+    """Choose at most ``num`` of ``rows`` at random; the random seed is (``seed``, ``label``)."""
     rng = np.random.default_rng([seed, label + 1])
     return np.sort(rng.choice(rows, min(num, len(rows)), replace=False))
 
@@ -91,7 +91,7 @@ def _choose_of_each_label(
 
 
 def _draw_augmented(ax: Axes, pack: Pack, rows: NDArray[np.int64], name: str, *, seed: int) -> None:
-    """Draw one row of images per patch: the stored patch, then the augmented patches."""
+    """Draw one row of images per patch: the stored patch, then the patch after augmentation."""
     stored = pack.patches[rows]
     images = torch.from_numpy(stored).permute(0, 3, 1, 2).float() / 255
     images = images.repeat_interleave(_AUGMENTED_DRAWS, dim=0)
@@ -129,9 +129,11 @@ def mean_patches(description: Description, pack: Pack) -> Figure:
 
 
 def patient(description: Description, pack: Pack) -> Figure:
-    """Draw the patient with the most patches. Patients with both classes are preferred.
+    """Draw the patches and the labels of one patient.
 
-    If the patient has several slides, only the slide with the most patches is drawn.
+    The patient is the one with the most patches among the patients with both classes. If no
+    patient has both classes, it is the one with the most patches of all. If the patient has several
+    slides, only the slide with the most patches is drawn.
     """
     table = description.patients
     both = table[(table["idc"] > 0) & (table["non_idc"] > 0)]
@@ -176,7 +178,7 @@ def patient(description: Description, pack: Pack) -> Figure:
 
 
 def hints(description: Description, pack: Pack) -> Figure:
-    """Draw some patches for each kind of hint at a possible error of the data set."""
+    """Draw some patches for each kind of hint. A hint is a reason why a patch may be wrong."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     axes = figure.subplots(len(quality.PATCH_KINDS), 1)
     for ax, kind in zip(axes, quality.PATCH_KINDS, strict=True):

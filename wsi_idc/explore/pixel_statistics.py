@@ -44,11 +44,12 @@ class PixelStatistics:
 
     Attributes:
         table: One row per patch, in the order of the pack. Columns: ``num_px``, number of pixels
-            without padding; ``sum_*`` and ``squares_*``, sum of the values (0 to 255) of a channel
-            and sum of the squared values; ``tissue_px``, number of pixels of stained tissue;
-            ``od_*``, sum of the optical density of the stained tissue in a channel, in thousandths;
-            ``dim_lines``, number of pixel rows or of pixel columns (the larger number) in which
-            almost all pixels are gray; ``hash``, result of ``perceptual_hash``.
+            without padding; ``sum_*``, sum of the values (0 to 255) of a channel; ``squares_*``,
+            sum of the squared values of a channel; ``tissue_px``, number of pixels of stained
+            tissue; ``od_*``, sum of the optical density of the stained tissue in a channel, in
+            thousandths; ``dim_lines``, number of pixel rows in which almost all pixels are gray,
+            or number of such pixel columns if this is larger; ``hash``, result of
+            ``perceptual_hash``.
         mean_patches: For each label, the mean of the patches of full size, shape (h, w, 3), values
             from 0 to 1. Labels without a patch of full size are left out.
     """
@@ -111,10 +112,10 @@ def perceptual_hash(gray: NDArray[np.uint8]) -> NDArray[np.uint64]:
 
 
 def _blocks(pack: Pack) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """For each block of patches, yield the position of its first patch and a copy of its pixels.
+    """Read the pack in blocks; yield the position of the first patch, and the pixels of a block.
 
     The pixels are read from the file, not from the memory map. The pages of a memory map count as
-    memory of the process, so a job with a memory limit would need memory for the complete pack.
+    memory of the process: in a job, the complete pack would count towards the memory limit.
     """
     assert isinstance(pack.patches, np.memmap)
     shape = pack.patches.shape[1:]

@@ -54,12 +54,12 @@ def neighbor_index(pack: Pack) -> Ints:
 
 
 def is_blank(pixel_table: pd.DataFrame) -> NDArray[np.bool_]:
-    """Return whether each patch has almost no stained tissue, shape (N,)."""
+    """Return an array of shape (N,): True for a patch that has almost no stained tissue."""
     return (pixel_table["tissue_px"] < MIN_TISSUE_SHARE * pixel_table["num_px"]).to_numpy()
 
 
 def quality_flags(pack: Pack, pixel_table: pd.DataFrame, neighbors: Ints) -> pd.DataFrame:
-    """Find unusual patches. A hint is one reason why one patch is unusual; see ``RULES``.
+    """Find hints. A hint is a reason why a patch is unusual; ``RULES`` has the rule of each kind.
 
     ``pixel_table`` is ``PixelStatistics.table``; ``neighbors`` is from ``neighbor_index``.
 
@@ -108,8 +108,8 @@ def stain_table(pack: Pack, pixel_table: pd.DataFrame) -> pd.DataFrame:
         ``stain_strength``, mean of the three densities; ``red_share`` and ``blue_share``, density
         of a channel divided by the sum of the three densities (hematoxylin absorbs more red than
         eosin does); ``stain_strength_z``, ``red_share_z`` and ``blue_share_z``, modified z-scores
-        (NaN for a patient with few patches of tissue); ``stain_outlier``, whether the absolute
-        value of a z-score is above ``MAX_ABS_Z``.
+        (NaN for a patient with few patches of tissue); ``stain_outlier``, True if the absolute
+        value of one of these z-scores is above ``MAX_ABS_Z``.
     """
     columns = ["tissue_px", *(f"od_{name}" for name in CHANNELS)]
     patient = pack.index["patient"].to_numpy()

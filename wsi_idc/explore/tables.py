@@ -1,4 +1,4 @@
-"""Tables of a pack: patients, classes, channels, patch sizes, hints and near-duplicates."""
+"""Tables that describe a pack: for example, one table of its patients and one of its classes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +40,7 @@ class Description:
         channels: One row per patient and class: number of patches, channel statistics.
         sizes: One row per patch size: number of patches by label, number of patients.
         hints: One row per hint (reason why a patch is unusual); see ``quality.quality_flags``.
-        duplicates: One row per patch that looks like a patch of another patient.
+        duplicates: One row per patch that is nearly identical to a patch of another patient.
         pixels: Statistics of the pixels of each patch.
         summary: The most important numbers, as values for JSON.
     """
@@ -90,7 +90,7 @@ def label_names(pack: Pack) -> dict[int, str]:
 def channel_table(pixel_table: pd.DataFrame, keys: Any) -> pd.DataFrame:
     """Compute mean and standard deviation (0 to 1) of each channel for each group of patches.
 
-    ``keys`` gives the group of each patch, as in ``DataFrame.groupby``.
+    ``keys`` has the group of each patch, in a form that ``DataFrame.groupby`` accepts.
     """
     names = [f"{statistic}_{name}" for statistic in ("sum", "squares") for name in CHANNELS]
     groups = pixel_table[["num_px", *names]].groupby(keys)
@@ -229,7 +229,7 @@ def _quantiles(values: pd.Series) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> float | int:
-    """Return a Python number: an exact integer, or a float with ``SIGNIFICANT_DIGITS``."""
+    """Convert an integer to int. Round any other number to ``SIGNIFICANT_DIGITS`` digits."""
     if isinstance(value, int | np.integer):
         return int(value)
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}")

@@ -1,6 +1,6 @@
 """Write self-contained HTML pages: figures and pictures are data URIs in the page.
 
-The names of templates, styles and scripts are paths below ``wsi_idc/``.
+Functions take the name of a template, style or script as a path relative to ``wsi_idc/``.
 """
 
 import base64
@@ -91,7 +91,7 @@ def write_page(path: Path, template: str, **values: Any) -> None:
 
 
 def write_figures(drawings: Mapping[str, Callable[[], Figure]], out: Path) -> dict[str, str]:
-    """Write each figure as PNG and SVG into ``out/figures`` and return the SVGs as data URIs.
+    """Write each figure as PNG and SVG into ``out/figures``; return the SVGs as data URIs.
 
     Args:
         drawings: For each file name without suffix, the function that draws the figure.
@@ -122,11 +122,13 @@ def data_uri(data: bytes, media_type: str) -> str:
 def tissue_uri(
     image: Pixels, side_px: int = MAX_SIDE_PX, *, quality: int = 34
 ) -> tuple[str, float]:
-    """Return tissue as a data URI, and the scale in px of the picture per px of ``image``.
+    """Shrink a picture of tissue; return the result as a data URI, and the scale.
+
+    The scale is the side of the result divided by the side of ``image``; it is at most 1.
 
     Args:
         image: Picture of the tissue, shape (h, w, 3), or (h, w, 4) with opacity.
-        side_px: Largest side of the picture.
+        side_px: Largest side of the result in px.
         quality: Quality of the AVIF picture, up to 100. With the default, a patch of 50 px has
             about 300 bytes.
     """
@@ -144,7 +146,7 @@ def grid_uri(grid: NDArray[np.float32], table: Pixels) -> str:
 
     Args:
         grid: Values from 0 to 1, shape (rows, cols).
-        table: RGBA colors, shape (256, 4), from the value 0 to the value 1; see ``color_table``.
+        table: Result of ``color_table``: RGBA color of each value, shape (256, 4).
     """
     return _picture_uri(colorize(grid, table), "PNG", optimize=True)
 

@@ -23,12 +23,12 @@ def percent(value: float | None) -> str:
 
 
 def area(value: float) -> str:
-    """Format an area in mm² with the same digits on all pages; a patch has about 0.04 mm²."""
+    """Format an area in mm² with two decimal places."""
     return f"{value:,.2f}"
 
 
 def interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
-    """Format an interval. The text is empty if an end of the interval has no value."""
+    """Format an interval. If ``low`` or ``high`` has no value, return ""."""
     if _is_none(low) or _is_none(high):
         return ""
     if low < 0:  # type: ignore[operator]
@@ -37,7 +37,7 @@ def interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
 
 
 def signed_interval(low: float | None, high: float | None, *, digits: int = 3) -> str:
-    """Format an interval of a difference. The text is empty if an end has no value."""
+    """Format an interval of a difference. If ``low`` or ``high`` has no value, return ""."""
     if _is_none(low) or _is_none(high):
         return ""
     return f"{signed(low, digits=digits)} to {signed(high, digits=digits)}"

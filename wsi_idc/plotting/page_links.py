@@ -19,13 +19,13 @@ _ANCHOR = re.compile(r'<a data-patient="([^"]*)"(?: href="([^"]*)")?>')
 
 
 def model_key(model: Mapping[str, Any]) -> str:
-    """Return the text by which pages recognize a model: the short SHA-256 of each checkpoint."""
+    """Return the key of a model in pages: the short SHA-256 of each checkpoint of the model."""
     members = model.get("ensemble") or [model]
     return " ".join(str(member["sha256"])[:SHORT_SHA] for member in members)
 
 
 def model_tag(model: str) -> Markup:
-    """Return the HTML tag that names the model of a patient's page; ``model`` is escaped."""
+    """Return the HTML tag with the model of a patient's page; ``model`` is its ``model_key``."""
     return _TAG % model
 
 
@@ -37,7 +37,7 @@ def relative_link(target: Path, page: Path) -> str:
 def link_patients(page: Path, report: Path, model: str) -> None:
     """Link each patient of an evaluation page to the patient's page in the folder ``report``.
 
-    For a patient without a page in ``report``, an existing link is kept if its file exists.
+    If ``report`` has no page of a patient, the patient's old link is kept if its target exists.
 
     Args:
         page: Page whose patients are elements ``<a data-patient="ID">``.

@@ -1,8 +1,8 @@
 """Make pictures from arrays of values, and draw pictures on a page without interpolation.
 
-A picture is a uint8 array [row, col, channel]. A grid covers a picture completely: the first cell
-begins at the first pixel, and the last cell ends at the last pixel. The sides of cells may
-differ by one pixel.
+A picture is a uint8 array [row, col, channel]. A grid is an array of values, shape (rows, cols).
+A grid covers a picture completely: the first cell begins at the first pixel, and the last cell ends
+at the last pixel. The sides of two cells may differ by one pixel.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ def color_table(name: str, *, opacity: NDArray[np.float64] | float = 1.0) -> Pix
         opacity: Opacity from 0 to 1: one number for all colors, or one number per color.
 
     Returns:
-        RGBA of 256 equally spaced values from 0 to 1, shape (256, 4).
+        RGBA colors of 256 equally spaced values from 0 to 1, shape (256, 4).
     """
     colors = colormaps[name].resampled(NUM_COLORS)(np.arange(NUM_COLORS))
     colors[:, 3] = opacity
@@ -41,10 +41,10 @@ def color_table(name: str, *, opacity: NDArray[np.float64] | float = 1.0) -> Pix
 
 
 def layer_table(name: str) -> Pixels:
-    """Return the color table of a layer over tissue, as RGBA, shape (256, 4).
+    """Return the color table of the layer ``name``: RGBA colors, shape (256, 4).
 
-    In the layers ``SEE_THROUGH``, the opacity grows with the value, so that the tissue is visible
-    where the value is low.
+    If the layer is in ``SEE_THROUGH``, the opacity of a color grows with the value, so that the
+    tissue below the layer is visible where the value is low.
     """
     is_see_through = name in SEE_THROUGH
     opacity = np.minimum(np.linspace(0, 1, NUM_COLORS) / _OPAQUE_FROM, 1) if is_see_through else 1.0
@@ -99,7 +99,7 @@ def overlay_colormap(ground: Pixels, values: NDArray[np.float32], table: Pixels)
 
 
 def to_gray(picture: Pixels) -> Pixels:
-    """Convert a picture to gray, shape (h, w, 3). Colors drawn over gray keep their hue."""
+    """Convert a picture to gray. The result still has three channels, shape (h, w, 3)."""
     return cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
 
 
@@ -115,7 +115,7 @@ def downscale(picture: NDArray, *, height: int, width: int) -> NDArray:
 
 
 def resize(picture: NDArray, *, height: int, width: int) -> NDArray:
-    """Resize to ``height`` x ``width``: average pixels to shrink, repeat pixels to enlarge."""
+    """Resize a picture to ``height`` x ``width``: average pixels to shrink, repeat to enlarge."""
     picture = downscale(picture, height=height, width=width)
     rows = _cells_of_pixels(height, picture.shape[0])
     cols = _cells_of_pixels(width, picture.shape[1])
@@ -123,16 +123,19 @@ def resize(picture: NDArray, *, height: int, width: int) -> NDArray:
 
 
 def _cells_of_pixels(pixels: int, cells: int) -> NDArray[np.int64]:
-    """Return along one side the index of the cell at the center of each pixel, shape (pixels,)."""
+    """Divide a side of ``pixels`` pixels into ``cells`` cells; return the cell of each pixel.
+
+    The result has the shape (pixels,). A pixel belongs to the cell at the center of the pixel.
+    """
     return (2 * np.arange(pixels) + 1) * cells // (2 * pixels)
 
 
 class Raster(Artist):
-    """A picture, shape (h, w, 3), that fills its axes and is resized to the pixels of the page.
+    """Artist that draws a picture of shape (h, w, 3) over all of its axes.
 
-    ``imshow`` cannot be used: to resize a picture, it needs about a hundred bytes per pixel,
-    so gigabytes for a slide. ``Figure.figimage`` cannot be used: it needs the resolution before the
-    figure is saved, but only the call that saves the figure sets the resolution.
+    The picture is resized to the resolution of the figure. matplotlib's ``imshow`` is not used:
+    it needs about a hundred bytes per pixel, which is gigabytes for a slide. ``Figure.figimage`` is
+    not used: it needs the resolution before the figure is saved, when the resolution is unknown.
     """
 
     def __init__(self, picture: Pixels) -> None:

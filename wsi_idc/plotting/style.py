@@ -38,7 +38,7 @@ _PAGE_STYLE = {"axes.linewidth": 0.4, "axes.titlesize": 7, "font.size": 6.5}
 def house_style() -> AbstractContextManager[None]:
     """Context manager: figures drawn or saved in the ``with`` block have the project's style.
 
-    All other settings are the defaults of matplotlib: a matplotlibrc of the user has no effect.
+    All other settings are the defaults of matplotlib. The user's file matplotlibrc has no effect.
     """
     return style.context(_STYLE, after_reset=True)
 
@@ -62,7 +62,10 @@ class Page:
         return self.figure.add_axes(box)
 
     def text(self, left: float, top: float, text: str, **options: Any) -> None:
-        """Add text; the position of the top left corner is in mm."""
+        """Add text; the position of its top left corner is in mm.
+
+        ``options`` are keyword arguments of matplotlib's ``Figure.text``.
+        """
         options = {"ha": "left", "va": "top", "color": INK, **options}
         self.figure.text(left / self.width, 1 - top / self.height, text, **options)
 
