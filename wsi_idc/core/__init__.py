@@ -1,1 +1,1 @@
-"""Tools for all packages: errors, files, locks, HDF5, TOML, progress, provenance, constants."""
+"""Modules that all other packages use, such as errors, file access, locks and progress bars."""

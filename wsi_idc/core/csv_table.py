@@ -79,10 +79,10 @@ def plain_cell(text: str) -> str:
 
 
 def csv_text(table: "pd.DataFrame", **options: Any) -> str:
-    """Return a table as CSV; ``options`` are passed to ``DataFrame.to_csv``.
+    """Return a table as CSV; the keyword arguments ``options`` are passed to ``DataFrame.to_csv``.
 
     A spreadsheet program runs a cell that begins with =, +, - or @ as a formula. Therefore this
-    function adds an apostrophe at the start of such a text. ``plain_cell`` removes the apostrophe.
+    function adds an apostrophe at the start of such a cell. ``plain_cell`` removes the apostrophe.
     """
     texts = table.select_dtypes(exclude=["number", "bool"])
     escaped = {str(name): values.map(_safe_cell) for name, values in texts.items()}

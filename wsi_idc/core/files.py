@@ -78,7 +78,7 @@ def temporary_path(path: Path, *, resumable: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def full_disk_as_error(path: Path) -> Iterator[None]:
-    """Context manager: the error of a full disk becomes a DiskFullError that names ``path``."""
+    """Context manager that converts the error of a full disk into a DiskFullError."""
     try:
         yield
     except OSError as error:
@@ -116,7 +116,7 @@ def ensure_writable(folder: Path, *, writes: Collection[str], marks: Collection[
             folder holds an earlier output of the command, and all files may be replaced.
 
     Raises:
-        WsiIdcError: The folder is not writable, or another program wrote files of these names.
+        WsiIdcError: The folder is not writable, or has a file in ``writes`` but none in ``marks``.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
@@ -147,7 +147,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON; raise ValueError if it is invalid, nested too deeply, or has NaN or infinity."""
+    """Parse a JSON text.
+
+    Raises:
+        ValueError: The text is not JSON, is nested too deeply, or contains NaN or infinity.
+    """
     try:
         return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except RecursionError:
@@ -171,8 +175,10 @@ def sha256(path: Path) -> str:
 def regular_file(path: Path, max_bytes: float = math.inf) -> Path:
     """Return ``path`` if it is a regular file of at most ``max_bytes`` bytes.
 
+    Other files are refused, because the opening of a pipe can wait forever.
+
     Raises:
-        OSError: The file is missing, too large, or not a regular file (a pipe could block).
+        OSError: The file is missing, too large, or not a regular file.
     """
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
@@ -185,7 +191,7 @@ def regular_file(path: Path, max_bytes: float = math.inf) -> Path:
 
 
 def starts_with(path: Path, *starts: bytes) -> bool:
-    """Return whether ``path`` is a regular file that begins with one of ``starts``."""
+    """Return whether ``path`` is a regular file that begins with one of the bytes ``starts``."""
     if not path.is_file():  # reading a pipe would block
         return False
     with path.open("rb") as file:

@@ -46,8 +46,8 @@ class DatasetSpec:
         shape: Length of each axis: a number, a tuple (smallest, largest), or None for any length.
         values: Smallest and largest permitted value; NaN is not permitted. None permits all values.
         is_optional: Whether the dataset may be missing.
-        rows_at_once: Number of rows that the caller reads at a time from a dataset with missing
-            chunks; None for a complete dataset. HDF5 fills missing chunks with a constant.
+        rows_at_once: None if the dataset has all its chunks. If chunks may be missing, number of
+            rows that the caller reads at a time. HDF5 fills missing chunks with a constant.
     """
 
     dtype: str | tuple[str, ...]
@@ -65,7 +65,11 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def read_format(path: Path) -> str:
-    """Return the attribute ``format`` of a file, or ""; raise DataError for an unreadable file."""
+    """Return the attribute ``format`` of a file; "" if the file has no such attribute.
+
+    Raises:
+        DataError: HDF5 cannot read the file.
+    """
     try:
         with open_hdf5(path) as file:
             return str(read_attributes(file).get("format", ""))
@@ -102,7 +106,10 @@ def read_attributes(item: h5py.File | h5py.Group | h5py.Dataset) -> dict[str, An
 def read_datasets(
     group: h5py.File | h5py.Group, specs: Mapping[str, DatasetSpec]
 ) -> dict[str, NDArray[Any]]:
-    """Check and read datasets; return them by name, without optional datasets that are missing."""
+    """Check and read datasets; return a dictionary from name to array.
+
+    Optional datasets that are missing are left out.
+    """
     return {
         name: read_dataset(group, name, spec)
         for name, spec in specs.items()
@@ -111,12 +118,15 @@ def read_datasets(
 
 
 def has_link(group: h5py.File | h5py.Group, name: str) -> bool:
-    """Return whether a group has an item of this name, without following a link to another file."""
+    """Return whether a group has an item or a link of this name; links are not followed."""
     return group.get(name, getlink=True) is not None
 
 
 def own_item(group: h5py.File | h5py.Group, name: str) -> Any:
-    """Return an item of this file, or None if it is missing or is a soft or external link."""
+    """Return an item of a group; None if the group has no such item.
+
+    Soft links and external links are not followed; they count as missing items.
+    """
     item: Any = group
     for part in name.split("/"):
         link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
@@ -138,7 +148,11 @@ def read_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) ->
 
 
 def check_dataset(group: h5py.File | h5py.Group, name: str, spec: DatasetSpec) -> h5py.Dataset:
-    """Check type, shape, size and location of a dataset, not its values; return the dataset."""
+    """Return a dataset if its type, shape and size are valid; the values are not read.
+
+    Raises:
+        ValueError: The dataset is not valid, or another file contains its values.
+    """
     item = own_item(group, name)
     if not isinstance(item, h5py.Dataset) or item.is_virtual or item.external:
         raise ValueError(f"{group.name.rstrip('/')}/{name} is not a dataset of this file")
@@ -187,7 +201,10 @@ def _check_heaps(path: Path) -> None:
 
 
 def _end_of_heap(data: bytes, start: int) -> int:
-    """Return the position after the heap, or after its signature if the head is incomplete."""
+    """Return the position after a heap.
+
+    If the head of the heap is incomplete, return the position after its signature.
+    """
     if start + _HEAP_HEAD.size > len(data):
         return start + len(_HEAP_SIGNATURE)
     _, size = _HEAP_HEAD.unpack_from(data, start)

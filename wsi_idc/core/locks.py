@@ -85,8 +85,8 @@ def retry_while_busy(
     Args:
         action: Function that raises ``BusyError`` while another process does the same work.
         timeout: Longest time of waiting in s; after this time the ``BusyError`` is raised.
-        log_as: Name of the other process's work. The line "waiting for LOG_AS" is logged once.
-        log_after: Time of waiting in s, after which this line is logged.
+        log_as: Name of the other process's work, for the log line "waiting for LOG_AS".
+        log_after: Time of waiting in s, after which the line "waiting for LOG_AS" is logged once.
         on_wait: Function that is called before each pause. An error in this function ends the wait.
     """
     started = time.monotonic()
@@ -125,7 +125,11 @@ def can_lock(folder: Path) -> bool:
 
 @functools.cache
 def supports_locks(folder: Path) -> bool:
-    """Return whether a file in ``folder`` can be locked; raise OSError if no file can be made."""
+    """Return whether a file in ``folder`` can be locked.
+
+    Raises:
+        OSError: No file can be created in the folder.
+    """
     # The test locks a file, because some network disks can lock folders but not files.
     with tempfile.TemporaryFile(dir=folder) as file:
         try:

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every few seconds in a log."""
+"""Progress of long work, shown as a bar on a terminal or as lines in a log."""
 
 import io
 import logging

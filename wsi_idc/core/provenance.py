@@ -17,7 +17,7 @@ _library_version = functools.cache(metadata.version)
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """Return a record of this process as a JSON-compatible dictionary, with ``more`` added."""
+    """Return a JSON-compatible record of this process; keyword arguments ``more`` are added."""
     return {
         "program": "wsi-idc",
         "version": __version__,

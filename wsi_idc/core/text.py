@@ -10,7 +10,7 @@ def count(value: int, singular: str, plural: str = "") -> str:
     """Format a count with its noun, such as "1 patch" or "2 patches".
 
     Args:
-        value: Number of things; the text has a comma after the thousands.
+        value: Number of things; a comma separates the thousands, as in "1,000".
         singular: Noun of one thing.
         plural: Noun of several things; if it is empty, ``singular`` gets an "s".
     """
@@ -23,10 +23,10 @@ def count_patches(num_patches: int, num_patients: int) -> str:
 
 
 def wrap_for_terminal(line: str, stream: TextIO) -> str:
-    """Break a message between words where a terminal would break it inside a word.
+    """Wrap a message to the width of the terminal; the lines end between words.
 
-    A path or another long word stays in one piece. If ``stream`` is not a terminal, the line stays
-    in one piece, so that a log has one line for each message.
+    Long words, such as paths, are not broken. If ``stream`` is not a terminal, the message is not
+    wrapped, so that a log has one line for each message.
     """
     width = shutil.get_terminal_size().columns if stream.isatty() else 0
     if not 0 < width < len(line):
@@ -36,7 +36,7 @@ def wrap_for_terminal(line: str, stream: TextIO) -> str:
 
 
 def shorten_list(names: Iterable[object], *, max_num: int = 5) -> str:
-    """Join the first names for a message; for the other names, add a text such as "and 7 more"."""
+    """Join at most ``max_num`` names; if there are more names, add a text such as "and 7 more"."""
     texts = [str(name) for name in names]
     num_more = len(texts) - max_num
     return ", ".join(texts[:max_num]) + (f" and {num_more} more" if num_more > 0 else "")

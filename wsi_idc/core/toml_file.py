@@ -48,7 +48,10 @@ def command_and_name(
 
 
 def table(content: Mapping[str, Any], key: str, known: Iterable[str]) -> dict[str, Any]:
-    """Return the table ``key`` of a job file, by default {}; ``known`` lists the permitted keys."""
+    """Return the table ``key`` of a job file; {} if the file has no such table.
+
+    ``known`` lists the keys that the table may have.
+    """
     value = content.get(key, {})
     if not isinstance(value, dict):
         raise JobError(f"{key} must be a table: write [{key}]")
@@ -57,7 +60,10 @@ def table(content: Mapping[str, Any], key: str, known: Iterable[str]) -> dict[st
 
 
 def check_keys(where: str, content: Iterable[str], known: Iterable[str]) -> None:
-    """Raise JobError if a key is unknown; the message names the most similar known key."""
+    """Raise JobError if ``content`` has a key that is not in ``known``.
+
+    The message begins with ``where`` and names a similar key, or all keys in ``known``.
+    """
     known = list(known)
     for key in content:
         if key not in known:
@@ -71,7 +77,10 @@ def _did_you_mean(word: str, known: list[str]) -> str:
 
 
 def typed(name: str, value: Any, expected: type) -> Any:
-    """Return ``value`` if its type is ``expected``; convert an integer if a float is expected."""
+    """Return ``value`` if it has the type ``expected``, else raise JobError.
+
+    If ``expected`` is float, an integer is converted to a float.
+    """
     if type(value) is int and not -_MAX_NUMBER <= value <= _MAX_NUMBER:
         raise JobError(f"{name} is too large a number")
     if expected is float and type(value) is int:

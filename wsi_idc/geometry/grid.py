@@ -117,7 +117,7 @@ def crop_center(blocks: NDArray, *, fraction: float) -> NDArray:
 
     Args:
         blocks: Blocks of cells, shape (N, h, w).
-        fraction: Above 0 and at most 1; if it is 1, the function returns ``blocks`` itself.
+        fraction: Number above 0 and at most 1. With 1, the function returns ``blocks`` itself.
 
     Returns:
         Crops, shape (N, h', w'), with the dtype of ``blocks``. h' is ``fraction`` times h, rounded
@@ -130,7 +130,10 @@ def crop_center(blocks: NDArray, *, fraction: float) -> NDArray:
 
 
 def _center_weights(side: int, fraction: float) -> NDArray[np.float64]:
-    """Return the weight of each block cell in each crop cell on one axis, shape (num, side)."""
+    """Return the weights of the block cells (columns) in each crop cell (row) along one axis.
+
+    ``side`` is the number of block cells.
+    """
     num = max(1, round(side * fraction))
     edges = side * ((1 - fraction) / 2 + fraction * np.arange(num + 1) / num)
     cells = np.arange(side)
@@ -142,9 +145,9 @@ def _center_weights(side: int, fraction: float) -> NDArray[np.float64]:
 def border_distance(label: NDArray[np.integer], row_col: NDArray[np.int32]) -> NDArray[np.int8]:
     """Count the cells between each patch and the nearest patch of the other label.
 
-    A diagonal step counts 1, as in the Chebyshev distance. The count is 0 if the two patches touch,
-    and at most ``INTERIOR``. If all patches have the same label, each count is ``INTERIOR``. Cells
-    without a patch are counted too.
+    A diagonal step counts 1, as in the Chebyshev distance. Cells without a patch are counted too. A
+    patch that touches a patch of the other label has the count 0. The largest count is
+    ``INTERIOR``. If all patches have the same label, all counts are ``INTERIOR``.
 
     Args:
         label: Label of each patch, 0 or 1, shape (N,).
@@ -169,13 +172,14 @@ def ring_means(
 ) -> NDArray[np.float64]:
     """Average the values of the patches in rings around each patch of one slide.
 
-    A ring is all cells at the same distance from the patch (``RINGS``). Flips and quarter turns of
-    the grid change no mean. If a ring has no patch, its mean is the value of the central patch.
+    A ring is all cells at the same distance from the central patch; ``RINGS`` lists the squared
+    distances. If a ring has no patch, its mean is the value of the central patch. If the grid is
+    flipped or turned by 90 degrees, the means do not change.
 
     Args:
         values: One value per patch, shape (N,).
         row_col: Row and column of each patch, shape (N, 2).
-        step: Factor of all distances.
+        step: Factor by which all distances are multiplied.
 
     Returns:
         Means, shape (N, len(RINGS)), float64. The first column is ``values``.
@@ -196,14 +200,18 @@ def ring_means(
 
 
 def _ring_offsets() -> list[NDArray[np.int64]]:
-    """Return for each ring the row and column offsets of its cells, shape (n, 2)."""
+    """Return one array per ring: the row and column offsets of its n cells, shape (n, 2)."""
     rows, cols = np.mgrid[-_RING_RADIUS : _RING_RADIUS + 1, -_RING_RADIUS : _RING_RADIUS + 1]
     offsets = np.stack([rows.ravel(), cols.ravel()], axis=1)
     return [offsets[(offsets**2).sum(axis=1) == squared] for squared in RINGS]
 
 
 def neighbor_fraction(row_col: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Return the fraction of the 8 neighboring cells that have a patch, for each patch (N,)."""
+    """Compute the fraction of the 8 cells around each patch that have a patch.
+
+    Returns:
+        Fraction for each patch, shape (N,).
+    """
     inside = row_col + 1
     rows, cols = shape_of(inside)
     shape = (rows + 1, cols + 1)
@@ -214,14 +222,14 @@ def neighbor_fraction(row_col: NDArray[np.int32]) -> NDArray[np.float64]:
 def smooth(
     values: NDArray[np.floating], row_col: NDArray[np.int32], *, sigma: float
 ) -> NDArray[np.float64]:
-    """Smooth the values of one patient's patches with a Gaussian over the grid.
+    """Smooth the values of one patient's patches with a Gaussian filter on the grid.
 
     Cells without a patch have no weight (normalized convolution, Knutsson & Westin 1993).
 
     Args:
         values: One value per patch, shape (N,).
         row_col: Row and column of each patch, shape (N, 2).
-        sigma: Standard deviation of the Gaussian in cells; 0 changes nothing.
+        sigma: Standard deviation of the Gaussian filter in cells; 0 changes nothing.
 
     Returns:
         Smoothed value of each patch, shape (N,), float64.

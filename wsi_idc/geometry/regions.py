@@ -17,9 +17,10 @@ def region_boundary(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         mask: Whether each cell is inside, shape (rows, cols).
 
     Returns:
-        Lines, as long as possible, shape (N, 2, 2): two ends of each line, and x, y of each end.
-        The unit is a cell; the top left corner of the grid is (0, 0). Horizontal lines come first,
-        sorted from top to bottom; then vertical lines, sorted from left to right.
+        Lines, shape (N, 2, 2): two ends of each line, and x, y of each end. Edges that continue
+        each other form one line. The unit is a cell; the top left corner of the grid is (0, 0).
+        The horizontal lines are first, from top to bottom. The vertical lines follow, from left
+        to right.
     """
     inside = np.pad(mask, 1)
     y, left, right = _runs(inside[1:, 1:-1] != inside[:-1, 1:-1]).T
@@ -87,7 +88,9 @@ def _outline(cells: NDArray[np.int64]) -> shapely.Polygon:
 def largest_region(
     called: NDArray[np.bool_], row_col: NDArray[np.int32], area: NDArray[np.float32]
 ) -> float:
-    """Return the area of the largest region of patches that are called IDC; 0 without a region.
+    """Return the area of the largest region of patches that are called IDC.
+
+    If no patch is called IDC, the area is 0.
 
     Args:
         called: Whether each patch is called IDC, shape (N,).

@@ -66,7 +66,7 @@ def resampled_metrics(
     Args:
         label: Label of each patch, 0 or 1, shape (N,).
         probability: Probability of IDC of each patch, shape (N,).
-        code: Number of each patch's patient, which is a column of ``weights``, shape (N,).
+        code: Number of each patch's patient, shape (N,): the patient's column in ``weights``.
         threshold: A patch is called IDC if its probability is at least this value.
         weights: Weight of each patient in each resample, shape (R, P).
     """
@@ -99,9 +99,9 @@ def _ranking_metrics(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compute AUC and average precision in each resample, as scikit-learn does with sample weights.
 
-    For each positive patch, both metrics need the number of patches that rank above this patch.
-    The patches above are counted for each patient once. The matrix product of ``weights`` and
-    these counts is the number in each resample. ``resampled_metrics`` describes the arguments.
+    For each positive patch, both metrics need the number of patches with a larger probability.
+    These patches are counted separately for each patient. Then a matrix product of ``weights`` and
+    the counts gives the number in each resample. ``resampled_metrics`` describes the arguments.
     """
     positive, negative = _sort_by_patient(label, probability, code, weights.shape[1])
     drawn = weights.astype(np.float32)  # (R, P); float32 is exact for integers below 2**24
@@ -130,7 +130,10 @@ def _ranking_metrics(
 def _sort_by_patient(
     label: _Ints, probability: _Floats, code: _Ints, num_patients: int
 ) -> list[list[_Floats]]:
-    """Return each patient's sorted probabilities: one list for label 1 and one for label 0."""
+    """Return two lists with the sorted probabilities of each patient.
+
+    The first list is for patches with label 1, and the second list for patches with label 0.
+    """
     return [
         [np.sort(probability[(label == kind) & (code == number)]) for number in range(num_patients)]
         for kind in (1, 0)
@@ -140,9 +143,12 @@ def _sort_by_patient(
 def _count_from(
     ranked: list[_Floats], thresholds: _Floats, *, side: Literal["left", "right"] = "left"
 ) -> NDArray[np.float32]:
-    """For each of P patients, count the values >= each of K thresholds; return shape (P, K).
+    """Count, for each patient and each threshold, the values that are at least the threshold.
 
     If ``side`` is "right", values that are equal to the threshold are not counted.
+
+    Returns:
+        Counts, shape (P, K), for P patients and K thresholds.
     """
     counts = [len(values) - np.searchsorted(values, thresholds, side=side) for values in ranked]
     return np.stack(counts).astype(np.float32)
@@ -195,7 +201,10 @@ def roc_and_pr_bands(
 def _curve_counts(
     label: _Ints, probability: _Floats, code: _Ints, weights: _Ints
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """For each resample, yield the true and false positives at each threshold, shape (K,) each."""
+    """Yield, for each resample, two arrays: the true and the false positives at each threshold.
+
+    The thresholds are the different probabilities, from the largest to the smallest.
+    """
     thresholds = np.unique(probability)[::-1]  # the largest first
     counts = [
         _count_from(ranked, thresholds)  # (P, K)
@@ -208,7 +217,10 @@ def _curve_counts(
 
 
 def _band(curves: list[NDArray[np.float64]]) -> Band:
-    """Build a band from curves: first the curve without resampling, then one curve per resample."""
+    """Build a band from curves.
+
+    The first curve is without resampling. Each of the other curves belongs to one resample.
+    """
     missing = np.full((2, len(_GRID)), np.nan)
     low, high = np.percentile(curves[1:], _PERCENTILES, axis=0) if len(curves) > 1 else missing
     return Band(_GRID, curves[0], low, high)

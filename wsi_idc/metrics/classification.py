@@ -20,7 +20,7 @@ ECE_BINS = 15  # as in Guo et al. 2017
 
 @dataclass(frozen=True)
 class Confusion:
-    """Confusion matrix: numbers of patches; IDC is the positive class."""
+    """Confusion matrix that counts patches; IDC is the positive class."""
 
     true_positive: int
     false_positive: int
@@ -130,7 +130,12 @@ def all_metrics(
 
 
 def check_predictions(label: NDArray[np.integer], probability: NDArray[np.floating]) -> None:
-    """Raise ValueError if a label is not 0 or 1, a probability not in 0..1, or lengths differ."""
+    """Check the labels and the probabilities of patches.
+
+    Raises:
+        ValueError: A label is not 0 or 1, a probability is not within 0..1, or the two arrays have
+            different lengths.
+    """
     if len(label) != len(probability):
         raise ValueError(f"{len(label)} labels, but {len(probability)} probabilities")
     if not np.isin(label, (0, 1)).all():
@@ -147,5 +152,5 @@ def nan_to_none(values: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return each row of a table as a dictionary for JSON, with None instead of NaN."""
+    """Convert each row of a table to a dictionary; NaN becomes None, because JSON has no NaN."""
     return [nan_to_none(row) for row in table.to_dict("records")]

@@ -36,9 +36,9 @@ def patient_table(
 
     If ``keys`` is ("patient", "slide"), there is one row for each slide of a patient.
 
-    The columns are ``keys``, patches, area_true, area_predicted, area_bias, auc, dice, sensitivity,
-    specificity, ppv. Areas are fractions of the patches. The columns from patches to dice exist
-    also for each border distance, for example ``border0_dice`` for distance 0.
+    The columns are the names in ``keys``, then patches, area_true, area_predicted, area_bias, auc,
+    dice, sensitivity, specificity, ppv. Areas are fractions of the patches. Each column from
+    patches to dice also exists for each border distance, such as ``border0_dice`` for distance 0.
 
     ``predictions`` has one row per patch and the columns patient, label (0 or 1), border_distance.
     ``column`` is the name of the column with the probability of IDC. A patch is called IDC if this
@@ -72,8 +72,12 @@ def _region(part: pd.DataFrame, column: str, threshold: float) -> dict[str, floa
 def summary(patients: pd.DataFrame, weights: NDArray[np.integer]) -> dict[str, dict[str, float]]:
     """Summarize the distribution of auc, dice and area_bias in the result of ``patient_table``.
 
-    All patients count equally. A metric that is NaN for all patients is left out. ``weights`` has
-    the weight of each patient in each resample, shape (R, P).
+    Each patient counts once, even if other patients have more patches. A metric that is NaN for
+    all patients is left out.
+
+    Args:
+        patients: Result of ``patient_table``, with P rows.
+        weights: Weight of each patient in each resample, shape (R, P), for the intervals.
 
     Returns:
         For each metric: number of patients with a defined value ("patients"), mean, median, minimum

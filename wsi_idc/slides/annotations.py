@@ -43,7 +43,7 @@ class Annotation:
     """Outline that a person drew on a slide.
 
     Attributes:
-        name: Class as written, such as "Tumor: IDC"; "" without a class.
+        name: Class in the file, such as "Tumor: IDC"; "" if the outline has no class.
         geometry: Valid polygon in level-0 px of the complete glass; y increases downwards.
     """
 
@@ -72,9 +72,9 @@ def read_annotations(
         bounds: Scanned area of the slide, to which QuPath crops the slide.
         mpp: Microns per level-0 px; used for NDPA files if ``properties`` state no value.
         frame: Origin of the coordinates: "level0" is the corner of the glass, and "qupath" the
-            corner of the bounds. With "auto", GeoJSON outlines must fit exactly one of the two,
-            and ASAP and ImageScope files have the origin "level0", because these programs show
-            the complete glass. NDPA files state physical positions and ignore ``frame``.
+            corner of the bounds. With "auto", GeoJSON outlines must fit exactly one of these
+            origins. ASAP and ImageScope show the complete glass, so with "auto", their files have
+            the origin "level0". NDPA files state physical positions and ignore ``frame``.
         properties: Metadata of the slide file; NDPA files need the slide position in the metadata.
 
     Raises:
@@ -133,7 +133,10 @@ def _scale_ndpa(
     mpp: float | None,
     properties: Mapping[str, str],
 ) -> None:
-    """Convert outlines from nanometers (origin: center of the glass) to level-0 px, in place."""
+    """Convert the outlines of an NDPA file to level-0 px, in place.
+
+    In the file, the unit is a nanometer and the origin is the center of the glass.
+    """
     try:
         center = [
             float(properties[f"hamamatsu.{axis}OffsetFromSlideCentre"]) for axis in ("X", "Y")
@@ -185,7 +188,10 @@ def _build(path: Path, parsed: AnnotationFile) -> list[tuple[Outline, "shapely.G
 
 
 def _repair(geometry: "shapely.Geometry") -> "shapely.Geometry":
-    """Return a valid polygon: the area inside the outer rings of a polygon, without the holes."""
+    """Return a valid polygon for a polygon that crosses itself.
+
+    The result contains the area inside the outer rings, except the holes.
+    """
     import shapely
 
     geometry = shapely.make_valid(geometry, method="structure", keep_collapsed=False)
@@ -227,7 +233,11 @@ def _share_inside(shapes: NDArray[np.object_], box: tuple[float, float, float, f
 def _find_frame(
     path: Path, shapes: NDArray[np.object_], *, size: tuple[int, int], bounds: Bounds
 ) -> str:
-    """Return the only frame that the outlines fit; raise SlideError if they fit both or none."""
+    """Find the origin of the outlines, "level0" or "qupath".
+
+    Raises:
+        SlideError: The outlines fit both origins, or they fit neither.
+    """
     right, bottom = bounds.x + bounds.width, bounds.y + bounds.height
     level0 = _share_inside(shapes, (bounds.x, bounds.y, right, bottom)) >= _FITS
     qupath = _share_inside(shapes, (0, 0, bounds.width, bounds.height)) >= _FITS

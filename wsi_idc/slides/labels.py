@@ -80,8 +80,9 @@ def label_patches(
         table: Result of ``class_table``.
         boxes: Left, top, right and bottom of each patch in level-0 px, shape (N, 4).
         min_share: Minimum share of the class that labels a patch, above 0 and up to 1.
-        unannotated: "non-IDC" adds the unannotated area to the share of non-IDC. Otherwise,
-            unannotated area is a class: its patches are unknown ("unknown") or left out ("skip").
+        unannotated: With "non-IDC", unannotated area is added to the share of non-IDC. With
+            "unknown" or "skip", unannotated area is a class. The patches of this class get the
+            label unknown ("unknown") or left out ("skip").
 
     Returns:
         Labels, shape (N,): 1 IDC, 0 non-IDC, -1 unknown (``UNKNOWN``), -2 left out (``LEFT_OUT``).
@@ -134,11 +135,11 @@ def _measure(
     index: NDArray[np.intp],
     share_of: NDArray[np.float64],
 ) -> None:
-    """Write the shares of the boxes ``index`` into ``share_of``.
+    """Compute the shares in ``boxes[index]`` and write them into ``share_of[index]``.
 
-    The boxes are halved into two groups, recursively, until few outline points are left. Each step
-    clips the outlines to the area of the group. Therefore the time grows with the number of points,
-    and not with the number of points times the number of patches.
+    The function divides the boxes into two groups and calls itself for each group, until a group
+    has few outline points. Each call clips the outlines to the area of its group. Therefore the
+    time grows with the number of points, and not with this number times the number of patches.
     """
     import shapely
 
@@ -183,7 +184,10 @@ def _clip(geometries: NDArray[Any], area: Any) -> NDArray[Any]:
 
 
 def _intersection(geometries: NDArray[Any], area: Any) -> NDArray[Any]:
-    """Return intersections with a rectangle; replace invalid results of ``clip_by_rect``."""
+    """Return the part of each geometry that is inside the rectangle ``area``.
+
+    ``clip_by_rect`` is fast. If its result is invalid, ``intersection`` is used.
+    """
     import shapely
 
     try:
@@ -198,7 +202,7 @@ def _intersection(geometries: NDArray[Any], area: Any) -> NDArray[Any]:
 def _shares_of_boxes(
     pieces: Mapping[str, NDArray[Any]], boxes: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the share of each target in each box, shape (N, 3)."""
+    """Return the shares of ignore, IDC and non-IDC in each box, shape (N, 3)."""
     import shapely
 
     shapes = shapely.box(*boxes.T)
@@ -239,7 +243,7 @@ def annotation_mask(
 def _fill(mask: NDArray[np.bool_], rings: Sequence[NDArray[np.float64]]) -> None:
     """Set the px whose centers are inside an odd number of closed rings.
 
-    A center is inside if an odd number of edges cross the part of its px row on its left side.
+    A center is inside if an odd number of edges cross its px row to the left of the center.
     """
     rows, cols = mask.shape
     x0, y0 = np.concatenate([ring[:-1] for ring in rings]).T

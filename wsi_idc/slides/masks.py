@@ -26,11 +26,12 @@ def read_mask(path: Path, *, slide: Slide, frame: str = "auto") -> NDArray[np.bo
     """Read a mask file: a picture of any size whose background is black, or outlines of tissue.
 
     Args:
-        path: PNG or TIFF, or a file of annotations; the areas of all its outlines are tissue.
-        slide: The slide.
-        frame: Part of the slide that the mask shows: "level0" for the complete slide, "qupath" for
-            its bounds. With "auto", the aspect ratio of the mask decides. For outlines, see
-            ``read_annotations``.
+        path: PNG picture, TIFF picture, or annotation file. All outlines of an annotation file are
+            outlines of tissue.
+        slide: Slide that the mask belongs to.
+        frame: Part of the slide that a picture shows: "level0" for the complete slide, "qupath"
+            for the scanned area. With "auto", the aspect ratio of the picture decides. For an
+            annotation file, ``read_annotations`` describes ``frame``.
 
     Returns:
         Tissue mask of the complete slide, shape (h, w), bool, in any resolution.
@@ -63,7 +64,11 @@ def read_mask(path: Path, *, slide: Slide, frame: str = "auto") -> NDArray[np.bo
 
 
 def _choose_frame(path: Path, size: tuple[int, int], slide: Slide, frame: str) -> str:
-    """Return the frame with the aspect ratio of a mask; raise SlideError if both or none fit."""
+    """Return the part of the slide that has the aspect ratio of a mask: "level0" or "qupath".
+
+    Raises:
+        SlideError: Both parts have this aspect ratio, or neither has.
+    """
     sides = {"level0": (slide.width, slide.height)}
     shown = f"a slide of {slide.width}x{slide.height} px"
     if slide.bounds is None:
@@ -86,7 +91,7 @@ def _choose_frame(path: Path, size: tuple[int, int], slide: Slide, frame: str) -
 
 
 def _fits(mask: tuple[int, int], part: tuple[int, int]) -> bool:
-    """Return whether a mask and a part of a slide, each (width, height), have the same shape."""
+    """Return whether a mask and a part of a slide have the same ratio of width to height."""
     difference_px = abs(mask[0] * part[1] / part[0] - mask[1])
     return difference_px <= max(1.0, _MAX_STRETCH * mask[1])
 

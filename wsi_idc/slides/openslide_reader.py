@@ -47,7 +47,7 @@ class OpenSlideReader(SlideReader):
         """Read a region; see ``SlideReader.read``.
 
         OpenSlide needs the top left corner of the region in integer level-0 px. Real slides have
-        downsamples such as 4.0003. For these, the corner is rounded by at most half a level-0 px.
+        downsamples such as 4.0003. Therefore the corner is rounded, by at most half a level-0 px.
         """
         scale = self.downsamples[level]
         corner = (round(x * scale), round(y * scale))
@@ -124,7 +124,10 @@ def _read_mpp(properties: Mapping[str, str]) -> tuple[float, float] | None:
 
 
 def _read_bounds(properties: Mapping[str, str], width: int, height: int) -> Bounds | None:
-    """Return the scanned area; None if the file states no area or the complete slide."""
+    """Return the scanned area that the file states.
+
+    Return None if the file states no valid area, or if the scanned area is the complete slide.
+    """
     try:
         sides = (properties[f"openslide.bounds-{side}"] for side in ("x", "y", "width", "height"))
         bounds = Bounds(*map(int, sides))

@@ -19,9 +19,9 @@ class Outline:
     """One outline with the coordinates of the annotation file.
 
     Attributes:
-        place: Place in the file, such as "feature 3".
-        name: Class as written; "" without a class.
-        polygons: Polygons. A polygon is a list of rings: the outer ring, then the holes.
+        place: Position of the outline in the file, such as "feature 3".
+        name: Class in the file; "" if the outline has no class.
+        polygons: List of polygons. A polygon is a list of rings: the outer ring, then the holes.
         holes: Rings whose areas are subtracted from all polygons.
     """
 
@@ -38,7 +38,7 @@ class AnnotationFile:
     Attributes:
         format: "geojson", "asap", "imagescope" or "ndpa".
         outlines: Outlines that have an area.
-        skipped: Number of other objects of each kind, such as points.
+        skipped: Number of skipped objects of each kind, such as "points and lines".
     """
 
     format: str
@@ -47,7 +47,7 @@ class AnnotationFile:
 
 
 def check_num_points(num: int) -> None:
-    """Raise SlideError if ``num`` points are too many; the caller adds the file name."""
+    """Raise SlideError if ``num`` is too large; the caller adds the file name to the message."""
     if num > MAX_POINTS:
         raise SlideError(
             f"has more than {MAX_POINTS:,} points; simplify the outlines and export them again"

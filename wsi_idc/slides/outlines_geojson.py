@@ -76,7 +76,10 @@ def _ring(points: list[list[float]]) -> Ring:
 
 
 def _features(node: Any) -> Iterator[Any]:
-    """Yield features and geometries in the order of the file, also features inside features."""
+    """Yield all features and geometries in the order of the file.
+
+    A feature of QuPath can contain other features; these are also yielded.
+    """
     if isinstance(node, list):
         for child in node:
             yield from _features(child)
@@ -103,7 +106,10 @@ def _geometries(node: Any, place: str) -> Iterator[dict[str, Any]]:
 
 
 def _class_name(properties: dict[str, Any]) -> str:
-    """Return the class of a feature; QuPath writes it as a list of names or nested classes."""
+    """Return the class of a feature; "" if the feature has no class.
+
+    QuPath writes a class such as "Tumor: IDC" as a list of two names, or as nested objects.
+    """
     names: list[str] = []
     node = properties.get("classification")
     while isinstance(node, dict):

@@ -1,8 +1,9 @@
 """Outlines in XML: ASAP, Aperio ImageScope and Hamamatsu NDPA.
 
 - ASAP: see the class ``XmlRepository`` in ASAP's source code. The Camelyon data sets use it.
-- ImageScope: regions have type 0 (freehand), 1 (rectangle) or 2 (ellipse in the box of the points).
-  A region with ``NegativeROA="1"`` is a hole in the other regions of the layer.
+- ImageScope: regions have type 0 (freehand), 1 (rectangle) or 2 (ellipse). The bounding box of the
+  points is the bounding box of the ellipse. A region with ``NegativeROA="1"`` is a hole in the
+  other regions of the layer.
 - NDPA: coordinates are nanometers from the center of the glass; see ``NDPARepository`` in ASAP.
 """
 
@@ -33,7 +34,7 @@ class _Node:
         tag: Name of the element.
         attributes: Attributes of the element.
         children: Elements in this element, except points.
-        points: For each point the numbers x, y and order, one after the other.
+        points: Numbers x, y and order of the first point, then of the second point, and so on.
         text: Text of the element.
     """
 
@@ -44,24 +45,27 @@ class _Node:
     text: str = ""
 
     def all(self, *tags: str) -> list["_Node"]:
-        """Return the elements at a path of tags below this element."""
+        """Return the elements on a path below this element; each of ``tags`` is one step down."""
         nodes = [self]
         for tag in tags:
             nodes = [child for node in nodes for child in node.children if child.tag == tag]
         return nodes
 
     def value(self, tag: str, default: str = "") -> str:
-        """Return the text of the first child with a tag."""
+        """Return the text of the first child with this tag; ``default`` if there is no child."""
         return next((child.text.strip() for child in self.all(tag)), default)
 
     def ring(self) -> Ring:
-        """Return the points, shape (N, 2), sorted by the number "Order" that ASAP writes."""
+        """Return x and y of the points, sorted by the number "Order" of ASAP, shape (N, 2)."""
         points = np.asarray(self.points, np.float64).reshape(-1, 3)
         return points[np.argsort(points[:, 2], kind="stable"), :2]
 
 
 class _Builder:
-    """Target of an XML parser; it refuses document types, whose entities could fill the memory."""
+    """Target of an XML parser that builds a tree of ``_Node`` objects.
+
+    A document type declaration is refused, because its entities could fill the memory.
+    """
 
     def __init__(self) -> None:
         self._stack = [_Node("", {})]
@@ -186,7 +190,7 @@ def _parse_imagescope(root: _Node) -> AnnotationFile:
 
 
 def _layer_name(layer: _Node) -> str:
-    """Return the name of a layer; some files have this name in the attribute "Description"."""
+    """Return the name of a layer; if the name is empty, a text from the layer's attributes."""
     names = [layer.attributes.get("Name", "")]
     for attribute in layer.all("Attributes", "Attribute"):
         names.append(attribute.attributes.get("Value", ""))

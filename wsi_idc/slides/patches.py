@@ -74,7 +74,7 @@ class Grid:
 
         Returns:
             Starts and ends, shape (N, 2), int64. If patches do not overlap, a patch starts where
-            the previous patch ends. On a level without resampling, a patch has ``patch_px`` px.
+            the previous patch ends. If patches are not resampled, a patch has ``patch_px`` px.
         """
         starts = cells.astype(np.int64) * self.stride_px
         first = np.rint(starts * self.mpp / mpp).astype(np.int64)
@@ -88,7 +88,7 @@ class Grid:
 def make_grid(
     width: int, height: int, *, slide_mpp: float, patch_px: int, mpp: float, stride_px: int
 ) -> Grid:
-    """Return the smallest grid from (0, 0) that covers a slide of ``width`` x ``height`` px.
+    """Return the smallest grid that begins at (0, 0) and covers ``width`` x ``height`` level-0 px.
 
     The last patches may extend beyond the right and the bottom edge of the slide.
 
@@ -113,12 +113,15 @@ def make_grid(
 
 
 def is_native(level_mpp: float, mpp: float) -> bool:
-    """Return whether a level has the resolution ``mpp``, so that patches are not resampled."""
+    """Return whether a level has the resolution ``mpp``; if so, patches are not resampled."""
     return abs(level_mpp / mpp - 1) <= _NATIVE_TOLERANCE
 
 
 def choose_level(level_mpps: Sequence[float], mpp: float) -> int:
-    """Return the index of the coarsest level that is not coarser than ``mpp``, else the finest."""
+    """Return the index of the coarsest level that is not coarser than ``mpp``.
+
+    If all levels are coarser than ``mpp``, return the index of the finest level.
+    """
     fine = [i for i, level in enumerate(level_mpps) if level <= mpp * (1 + _MPP_TOLERANCE)]
     return max(fine, key=lambda i: level_mpps[i]) if fine else int(np.argmin(level_mpps))
 
@@ -160,8 +163,8 @@ def tissue_fraction(mask: NDArray[np.bool_], boxes: NDArray[np.float64]) -> NDAr
         boxes: Left, top, right, bottom as fractions of the mask's width and height, shape (N, 4).
 
     Returns:
-        Fractions 0..1, shape (N,), float64. Of a px on the edge of a box, only the part inside the
-        box counts.
+        Fractions 0..1, shape (N,), float64. If a box contains only a part of a px, only this part
+        counts.
     """
     height, width = mask.shape
     left, top, right, bottom = (boxes * [width, height, width, height]).T
@@ -265,7 +268,11 @@ class SlidePatches:
         return rebatch(patches, batch_size=batch_size)
 
     def _read(self, group: slice) -> NDArray[np.uint8]:
-        """Read a group of patches in one call and return shape (n, patch_px, patch_px, 3)."""
+        """Read a group of patches in one call.
+
+        Returns:
+            Pixels of the patches, shape (n, patch_px, patch_px, 3), uint8.
+        """
         xs = self._x[group]
         left, right = int(xs[0, 0]), int(xs[:, 1].max())
         top, bottom = (int(edge) for edge in self._y[group.start])
@@ -285,7 +292,7 @@ class SlidePatches:
         return patches
 
     def _resize(self, box: NDArray[np.uint8], *, width: int) -> NDArray:
-        """Resize a picture to the height of a patch and to ``width`` px."""
+        """Resize the picture ``box`` to a width of ``width`` px and the height of a patch."""
         side = self._patch_px
         # INTER_AREA averages px to shrink a picture, but only repeats px to enlarge a picture.
         is_enlarged = box.shape[0] < side or box.shape[1] < width

@@ -1,4 +1,4 @@
-"""Interface of slide readers, and a reader of plain images: striped TIFF, PNG or JPEG."""
+"""Interface of slide readers, and a reader of plain images: PNG, JPEG, or TIFF without tiles."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -37,7 +37,8 @@ class SlideReader(ABC):
     Attributes:
         sizes: Width and height of each level in px of the level, level 0 first.
         downsamples: Width of a px of each level, in level-0 px.
-        file_mpp: Microns per level-0 px along x and y that the file states, not checked, or None.
+        file_mpp: Microns per level-0 px along x and y, not checked; None if the file does not
+            state them.
         bounds: Scanned area; None if it is the complete slide.
         properties: Metadata of the file with OpenSlide's names, not checked.
     """
@@ -50,9 +51,13 @@ class SlideReader(ABC):
 
     @abstractmethod
     def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a region of a level, shape (height, width, 3); px outside the slide are white.
+        """Read a region of a level; px outside the slide are white.
 
-        All arguments are in px of the level. Several threads may call this method concurrently.
+        The position and the size are in px of the level. Several threads may call this method
+        concurrently.
+
+        Returns:
+            RGB pixels, shape (height, width, 3), uint8.
 
         Raises:
             SlideError: The region cannot be read; other regions may be readable.
@@ -64,7 +69,14 @@ class SlideReader(ABC):
 
 
 def composite_on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Blend RGBA pixels (h, w, 4), whose alpha is not premultiplied, with a white background."""
+    """Blend pixels with a white background.
+
+    Args:
+        rgba: Pixels, shape (h, w, 4); the colors are not premultiplied by alpha.
+
+    Returns:
+        RGB pixels, shape (h, w, 3).
+    """
     alpha = rgba[..., 3:]
     if alpha.min(initial=_WHITE) == _WHITE:
         # All px are opaque: cvtColor is several times faster than copying the color channels.
@@ -154,7 +166,10 @@ def _too_large(path: Path, size: str) -> str:
 
 
 def _tiff_mpp(image: Image.Image) -> tuple[float, float] | None:
-    """Return the mpp of a TIFF, else None: PNG and JPEG state only a resolution for printing."""
+    """Return the microns per px along x and y; None if the image is not a TIFF or has no mpp.
+
+    PNG and JPEG files state only a resolution for printing.
+    """
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     um = UM_PER_UNIT.get(tags.get(_RESOLUTION_UNIT, 2))
     try:

@@ -34,7 +34,8 @@ def choose_mpp(
         given: Microns per px that the user gives; None if the user gives none.
 
     Returns:
-        The microns per px, and "file", "given", or "given, but the file states 0.5".
+        The microns per px, and their origin: "file", "given", or a text such as "given, but the
+        file states 0.5".
 
     Raises:
         SlideError: There is no value, or the file's value is impossible.

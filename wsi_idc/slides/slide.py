@@ -99,11 +99,11 @@ class Slide(AbstractContextManager["Slide"]):
         return digest.hexdigest()
 
     def read(self, level: int, x: int, y: int, *, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a region of a level; all arguments are in px of the level.
+        """Read a region of a level; the position and the size are in px of the level.
 
         Returns:
-            Shape (height, width, 3), uint8. The region is white outside the slide, and transparent
-            px are blended with white.
+            RGB pixels, shape (height, width, 3), uint8. The region is white outside the slide, and
+            transparent px are blended with white.
         """
         return self._reader.read(level, x, y, width=width, height=height)
 
@@ -111,7 +111,8 @@ class Slide(AbstractContextManager["Slide"]):
         """Return a small picture of the complete slide. The longer side has ``max_side`` px.
 
         Returns:
-            Shape (h, w, 3), uint8. A slide that is smaller than ``max_side`` is not enlarged.
+            RGB picture, shape (h, w, 3), uint8. A slide that is smaller than ``max_side`` is not
+            enlarged.
         """
         scale = min(1.0, max_side / max(self.width, self.height))
         width, height = (max(1, round(side * scale)) for side in (self.width, self.height))
@@ -140,7 +141,7 @@ class Slide(AbstractContextManager["Slide"]):
 
 
 def companion_files(path: Path) -> list[Path]:
-    """Return all files of a slide except ``path``; an empty list if the slide is one file."""
+    """Return all files of a slide except ``path``; the list is empty if the slide is one file."""
     suffix = path.suffix.lower()
     if suffix == ".mrxs":
         files = path.with_suffix("").rglob("*")
@@ -165,8 +166,8 @@ def open_slide(path: Path, *, mpp: float | None = None, copy: Path | None = None
         copy: Copy of the slide file on a faster disk, from which the pixels are read.
 
     Raises:
-        SlideError: The file cannot be read, none of its pages is the complete slide in color, or
-            its mpp is missing or not plausible.
+        SlideError: The file cannot be read, does not contain a complete slide in color, or has no
+            plausible mpp.
     """
     path = Path(path)
     reader, mpp, mpp_source = _open_reader(path if copy is None else copy, mpp)
@@ -235,7 +236,7 @@ def _read_head(path: Path) -> bytes:
 
 
 def _describe_unsupported(path: Path, head: bytes) -> str:
-    """Describe a file without an image suffix that OpenSlide does not read."""
+    """Return the end of an error message about a file that no reader supports."""
     for start, kind, suffix in ((b"\xff\xd8\xff", "JPEG", ".jpg"), (b"\x89PNG", "PNG", ".png")):
         if head.startswith(start):
             return f"is a plain {kind} picture; rename it to {path.stem}{suffix} and give --mpp"

@@ -28,20 +28,21 @@ def staged_slides(
     is_needed: Callable[[ManifestRow], bool],
     is_stopped: Callable[[], bool],
 ) -> Generator[tuple[ManifestRow, Path | None], None, None]:
-    """Yield each slide and its copy in the folder that the variable ``WSI_IDC_SCRATCH`` names.
+    """Yield each slide and its copy on a fast local disk.
 
-    A thread copies the next slide while the caller uses a slide. The copy is removed when the
-    caller asks for the next slide, so at most two slides are on the disk.
+    The environment variable ``WSI_IDC_SCRATCH`` names the folder on this disk. A thread copies the
+    next slide while the caller uses a slide. The copy is removed when the caller asks for the next
+    slide, so at most two slides are on the disk.
 
     Args:
         rows: Rows of a manifest.
         is_needed: Function that returns whether a slide will be read completely; only such a slide
-            is copied. The thread calls the function.
+            is copied. The copying thread calls this function.
         is_stopped: Function that returns whether copying must end.
 
     Yields:
-        Row, and the copy of the slide or None. There is no copy if the variable is not set, if
-        the slide is not needed, or if copying fails. The reason of a failure is logged.
+        The row, and the path of the copy or None. There is no copy if the variable is not set, if
+        the slide is not needed, or if copying fails. The reason for a failure is logged.
     """
     with ExitStack() as stack:
         folder: Path | None = None
@@ -71,7 +72,10 @@ def staged_slides(
 
 
 def _copy(slide: Path, folder: Path, *, is_stopped: Callable[[], bool]) -> Path | None:
-    """Copy all files of a slide into a folder; return the copy of ``slide``, None after a stop."""
+    """Copy all files of a slide into a folder; return the path of the copy of ``slide``.
+
+    If ``is_stopped`` becomes true, stop copying and return None.
+    """
     files = [slide, *companion_files(slide)]
     num_bytes = sum(file.stat().st_size for file in files)
     check_space(folder.parent, num_bytes)
@@ -89,7 +93,10 @@ def _copy(slide: Path, folder: Path, *, is_stopped: Callable[[], bool]) -> Path 
 
 @contextmanager
 def _temporary_folder(parent: Path) -> Iterator[Path]:
-    """Yield a new folder for copies, and remove it later; remove folders of killed processes."""
+    """Yield a new folder for copies; remove this folder when the block ends.
+
+    Older folders of killed processes are removed first.
+    """
     if supports_locks(parent):
         for lock in parent.glob(f"{_PREFIX}*.lock"):
             with contextlib.suppress(BusyError), locked(lock, what=lock):

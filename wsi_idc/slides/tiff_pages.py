@@ -1,4 +1,4 @@
-"""Find the slide and its mpp in the pages of a TIFF without the format of a scanner vendor.
+"""Find the slide and its mpp in the pages of a TIFF that has no scanner vendor's format.
 
 OpenSlide and Pillow read the first page of such a TIFF as the slide. But this page may show the
 label, or have only one channel. Both programs decode samples of any type as 8-bit RGB. If a page is
@@ -154,7 +154,7 @@ def _check_sides(page: Any) -> None:
 
 
 def _color_channels(path: Path, image: Any, pages: Sequence[Any]) -> list[Any]:
-    """Return the pages of red, green and blue; an empty list if each page has all colors.
+    """Return the pages of red, green and blue; the list is empty if each page has all colors.
 
     Raises:
         SlideError: The channels are not red, green and blue.
@@ -202,7 +202,7 @@ def _find_levels(first: Sequence[Any], pages: Sequence[Any]) -> list[Sequence[An
 
 
 def _is_alike(page: Any, other: Any) -> bool:
-    """Return whether two pages have the same kind of pixels."""
+    """Return whether two pages have the same sample type and colors, and the same use of tiles."""
     return all(
         getattr(page, name) == getattr(other, name)
         for name in ("dtype", "samplesperpixel", "photometric", "extrasamples", "is_tiled")
@@ -227,7 +227,10 @@ def _check_samples(path: Path, page: Any) -> None:
 
 
 def _ome_image(ome: str | None, size: tuple[int, int]) -> Any:
-    """Return the element ``Pixels`` of OME-XML with this size, else the first one, else None."""
+    """Return the element ``Pixels`` of the OME-XML text ``ome`` that has the size ``size``.
+
+    If no element has the size, return the first element. If there is no element, return None.
+    """
     with contextlib.suppress(ElementTree.ParseError):
         images = [] if ome is None else ElementTree.fromstring(ome).findall(".//{*}Pixels")
         sides = tuple(map(str, size))
@@ -237,7 +240,10 @@ def _ome_image(ome: str | None, size: tuple[int, int]) -> Any:
 
 
 def _num_planes(image: Any, imagej: Mapping[str, Any], first: Any) -> int:
-    """Return the number of planes (channels, depths, times); the colors of a page are one plane."""
+    """Return the number of planes: channels x depths x times.
+
+    The red, green and blue of a page in color count as one plane.
+    """
     sizes = () if image is None else (image.get(f"Size{axis}", "1") for axis in "CZT")
     planes = math.prod(int(size) if size.isdecimal() else 1 for size in sizes)
     return max(planes // first.samplesperpixel, int(imagej.get("images", 1)))
@@ -268,7 +274,7 @@ def _tag_mpp(first: Any) -> tuple[float, float] | None:
 
 
 def _per_px(page: Any, um: float) -> tuple[float, float]:
-    """Return microns per px along x and y; ``um`` is the page's unit of length in microns."""
+    """Return microns per px along x and y; ``um`` is the number of microns in the page's unit."""
     x, y = (
         um * denominator / numerator
         for numerator, denominator in (

@@ -1,4 +1,7 @@
-"""Read TIFF slides that OpenSlide and Pillow read wrongly, such as a turned page."""
+"""Read TIFF slides that OpenSlide and Pillow read wrongly.
+
+For example, the page of the slide is not upright, or each page has only one color.
+"""
 
 import functools
 import math
@@ -83,7 +86,11 @@ class TiffReader(SlideReader):
     def _read_stored(
         self, level: int, x: int, y: int, *, width: int, height: int
     ) -> NDArray[np.uint8]:
-        """Read a region of a level in the orientation of the file, shape (height, width, 3)."""
+        """Read a region of a level in the orientation of the file, which may not be upright.
+
+        Returns:
+            RGB pixels, shape (height, width, 3), uint8.
+        """
         region = np.full((height, width, 3), _WHITE, np.uint8)
         page = self._levels[level][0]
         cols, rows = page.imagewidth, page.imagelength
@@ -103,7 +110,7 @@ class TiffReader(SlideReader):
         return region
 
     def _decode_tile(self, level: int, index: int) -> NDArray[np.uint8]:
-        """Return the colors of a tile, or of a page without tiles, shape (h, w, 3)."""
+        """Return the RGB pixels of a tile, shape (h, w, 3); a page without tiles is one tile."""
         import tifffile
 
         try:
@@ -116,7 +123,7 @@ class TiffReader(SlideReader):
             ) from None
 
     def _decode(self, page: Any, index: int) -> NDArray:
-        """Return the samples of a tile, or of a page without tiles, shape (h, w, samples)."""
+        """Return the samples of a tile, shape (h, w, n); a page without tiles is one tile."""
         is_planar = page.planarconfig == _PLANAR and page.samplesperpixel > 1
         if not page.is_tiled:
             pixels = page.asarray(maxworkers=1)
@@ -149,7 +156,15 @@ def _tile_size(page: Any) -> tuple[int, int]:
 
 
 def _to_rgb(page: Any, samples: NDArray) -> NDArray[np.uint8]:
-    """Convert the samples of a page, shape (h, w, n), to colors, shape (h, w, 3), uint8."""
+    """Convert the samples of a page to RGB pixels.
+
+    Args:
+        page: Page of the TIFF.
+        samples: Samples of the page, shape (h, w, n).
+
+    Returns:
+        RGB pixels, shape (h, w, 3), uint8.
+    """
     if page.photometric == _PALETTE:
         return (np.asarray(page.colormap).T[samples[..., 0]] >> 8).astype(np.uint8)
     samples = samples * np.uint8(_WHITE) if samples.dtype == bool else samples
@@ -166,7 +181,7 @@ def _to_rgb(page: Any, samples: NDArray) -> NDArray[np.uint8]:
 
 
 def _check_page(path: Path, page: Any) -> None:
-    """Raise SlideError if a page is too large for the memory, or the colors are not supported."""
+    """Raise SlideError if a page has too many px, or has colors that are not supported."""
     check_num_px(path, *_tile_size(page), is_tile=page.is_tiled)
     if not is_decodable(page):
         kind = getattr(page.photometric, "name", page.photometric)

@@ -18,12 +18,12 @@ class SlideSettings:
     """Settings for cutting patches from slides.
 
     Attributes:
-        mpp: Microns per level-0 px. If None, the slide file states the value.
+        mpp: Microns per level-0 px; None means the value that the slide file states.
         mask: Mask file; None means that the tissue is found by segmentation.
         mask_frame: Part of a slide that a mask shows; see ``read_mask``.
         min_tissue: Minimum fraction of tissue in a patch, 0..1. With 0 and no ``mask``, all
             patches are taken. With 0 and ``mask``, all patches that touch tissue are taken.
-        tissue_threshold, min_piece_mm2, min_hole_mm2: Settings of ``tissue_mask``.
+        tissue_threshold, min_piece_mm2, min_hole_mm2: Arguments of ``tissue_mask``.
         stride_px: Distance between patches in px of a patch; None means the side of a patch.
     """
 

@@ -2,8 +2,8 @@
 
 Hematoxylin and eosin absorb green more than red and blue. A px is tissue if its green channel is
 darker than red and blue by at least a threshold. Pale tissue such as fat is above the threshold.
-Below the threshold are glass and edges of glass, dust, and black, blue, green and brown ink: they
-are grey, or absorb red or blue at least as much as green.
+Glass, edges of glass, dust, and black, blue, green and brown ink are below the threshold, because
+they are grey, or absorb red or blue at least as much as green.
 """
 
 import cv2
@@ -94,7 +94,7 @@ def remove_small(mask: NDArray[np.bool_], *, min_px: float) -> NDArray[np.bool_]
 
 
 def _close_gaps(mask: NDArray[np.bool_], *, radius_px: int) -> NDArray[np.bool_]:
-    """Close narrow gaps in a mask; for this step, pad the mask with copies of its border px."""
+    """Close narrow gaps in a mask, as if copies of its border px surrounded the mask."""
     if radius_px == 0:
         return mask
     side = 2 * radius_px + 1
