@@ -53,9 +53,9 @@ class PackInfo:
         std: Standard deviation of each channel over all patches with their padding, 0..1.
         patch_px: Side of a patch in px.
         mpp: Microns per pixel of the patches.
-        mpp_source: "given" if the user gave ``mpp``, "assumed" if not, or "resampled" if the
-            patches were cut from slides.
-        source_fingerprint: SHA-256 (hex) of patient, position, label and CRC-32 of every file.
+        mpp_source: Origin of ``mpp``. For a patch tree: "given" (by the user) or "assumed". For
+            slides: "resampled".
+        source_fingerprint: Hexadecimal SHA-256 of the patients, positions, labels and checksums.
         class_names: Names of class 0 and 1.
     """
 
@@ -71,7 +71,11 @@ class PackInfo:
 def _read_all_but_pixels(
     file: h5py.File,
 ) -> tuple[PackInfo, list[str], list[PackedSlide], pd.DataFrame, int]:
-    """Check a pack; return attributes, patient ids, slides, index and byte offset of the pixels."""
+    """Check a pack, and read all but the pixels.
+
+    Returns:
+        Attributes, patient ids, slides, index, and the byte offset of the pixels in the file.
+    """
     attrs = hdf5.read_attributes(file)
     if str(attrs.get("format")) != FORMAT:
         raise ValueError("it is HDF5, but not a pack")
@@ -114,7 +118,7 @@ def _read_all_but_pixels(
 
 
 def _check_positions(index: pd.DataFrame, slides: list[PackedSlide], info: PackInfo) -> None:
-    """Raise ValueError if a patch is not on the grid of its slide, or a grid is too large."""
+    """Raise ValueError if a patch is not on the grid of its slide, or if a grid is too large."""
     xy = index[["x", "y"]].to_numpy()
     row_col = _cells(index, slides, info)
     expected = row_col[:, ::-1] * info.patch_px
@@ -131,7 +135,7 @@ def _check_positions(index: pd.DataFrame, slides: list[PackedSlide], info: PackI
 
 
 def _cells(index: pd.DataFrame, slides: list[PackedSlide], info: PackInfo) -> NDArray[np.int32]:
-    """Return row and column of each patch on the grid of its slide or patient, shape (N, 2)."""
+    """Compute the row and the column of each patch; see ``Pack.cells``."""
     xy = index[["x", "y"]].to_numpy(np.int32)
     if not slides:
         return cells_of(xy, patch_px=info.patch_px)
@@ -166,18 +170,18 @@ class Pack:
 
     Args:
         path: Pack file.
-        copy: Copy of the pack file on a faster disk; the copy is read instead of ``path``.
+        copy: Copy of the pack file on a faster disk. If it is given, the copy is read.
 
     Attributes:
         path: Pack file as the user gave it, for messages and records.
         file: File that is read: ``path``, or the copy of the pack.
         info: Attributes of the pack.
         patients: Sorted patient ids.
-        slides: Slides of the patches, sorted by patient and name; empty for a pack of a tree.
-        index: One row per patch with columns ``patient`` (index in ``patients``), ``slide`` (index
-            in ``slides``; without slides, equal to ``patient``), ``x``, ``y`` (px of level 0,
-            0-based), ``label``, ``height``, ``width`` (px of the patch before padding). Patches
-            with the same ``slide`` are on the same grid.
+        slides: Slides of the patches, sorted by patient and name; empty for a pack of a patch tree.
+        index: One row per patch. The column ``patient`` is an index in ``patients``. The column
+            ``slide`` is an index in ``slides``; for a pack of a patch tree, it is equal to
+            ``patient``. The columns ``x`` and ``y`` are px of level 0 and start at 0. The other
+            columns are ``label``, and ``height`` and ``width`` of the patch in px before padding.
 
     Raises:
         DataError: The file is not a complete pack.
@@ -214,10 +218,10 @@ class Pack:
 
     @property
     def patches(self) -> NDArray[np.uint8]:
-        """Pixels, shape (N, patch_px, patch_px, 3), uint8, memory-mapped, read-only.
+        """Pixels of all patches, shape (N, patch_px, patch_px, 3), uint8, memory-mapped, read-only.
 
         Raises:
-            DataError: The file was truncated. Without this check, SIGBUS could kill the process.
+            DataError: The file was truncated after it was opened.
         """
         pixels = self._pixels
         if pixels._mmap.size() < pixels.offset + pixels.nbytes:  # type: ignore[attr-defined]
@@ -225,10 +229,10 @@ class Pack:
         return pixels
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Return ``patches[rows]``; release the file's memory pages after every 32 MB.
+        """Read the patches in ``rows`` into memory; release pages of the file after every 32 MB.
 
-        Pages that were read count as memory of this process until they are released. Released pages
-        stay in the cache of the system.
+        The pages of the file that were read count as memory of this process until they are
+        released. Released pages stay in the cache of the system.
         """
         pixels = np.asarray(self.patches[rows])
         self._mapped_bytes += pixels.nbytes
@@ -247,7 +251,7 @@ class Pack:
             raise DataError(f"{self.file}: the pack was changed while open; run the command again")
 
     def rows_of(self, patient: str, slide: str | None = None) -> NDArray[np.int64]:
-        """Return the consecutive rows of a patient, or of one slide of the patient.
+        """Return the rows of a patient, or of one slide of the patient; the rows are consecutive.
 
         Raises:
             DataError: The pack has no such patient, or the patient has no such slide.
@@ -275,20 +279,24 @@ class Pack:
         return np.array(self.patients)[self.index["patient"]]
 
     def slides_of(self, patient: str) -> list[PackedSlide]:
-        """Return the slides of a patient, sorted by name; without slides, the list is empty."""
+        """Return the slides of a patient, sorted by name; empty for a pack of a patch tree."""
         if not self.slides:
             return []
         codes = np.unique(self.index["slide"].to_numpy()[self.rows_of(patient)])
         return [self.slides[code] for code in codes]
 
     def overview(self, code: int) -> Overview:
-        """Read the thumbnail and tissue mask of slide ``code``; damaged data raise DataError."""
+        """Read the thumbnail and the tissue mask of the slide ``slides[code]``.
+
+        Raises:
+            DataError: The thumbnail or the mask is damaged.
+        """
         with self._open() as file:
             return read_overview(file, code)
 
     @contextmanager
     def _open(self) -> Iterator[h5py.File]:
-        """Open the pack file again; errors of a damaged file become a DataError."""
+        """Context manager: open the pack file again; raise DataError if it is damaged."""
         self.check_same()
         try:
             with hdf5.open_hdf5(self.file) as file:
@@ -298,14 +306,20 @@ class Pack:
         self.check_same()
 
     def cells(self) -> NDArray[np.int32]:
-        """Return row and column of each patch on the grid of its slide or patient, (N, 2)."""
+        """Return the row and the column of each patch, shape (N, 2).
+
+        The patches of a slide are on one grid. Without slides, the patches of a patient are.
+        """
         return _cells(self.index, self.slides, self.info)
 
     def paths(self) -> list[str]:
-        """Return the path of each patch in the patch tree, or the path of the slide of each patch.
+        """Return the source path of each patch.
+
+        In a pack of slides, this is the path of the slide. In a pack of a patch tree, this is the
+        path of the patch in the tree.
 
         Raises:
-            DataError: The paths of a tree cannot be read.
+            DataError: The paths of a patch tree cannot be read.
         """
         if self.slides:
             return [self.slides[code].path for code in self.index["slide"]]
@@ -334,13 +348,15 @@ def write_pack(
 
     Args:
         path: File to write.
-        index: Sorted table of the patches: patient (id), x, y, label, height, width. The table of a
-            tree also has path. The table of a pack of slides also has slide (index in ``slides``).
-        pixels: Blocks of patches in the order of ``index``, shape (n, patch_px, patch_px, 3) each.
+        index: Sorted table of the patches with the columns patient (id), x, y, label, height and
+            width. For a patch tree, the table also has the column path. For slides, the table also
+            has the column slide (index in ``slides``).
+        pixels: Blocks of patches in the order of ``index``. A block has the shape (n, patch_px,
+            patch_px, 3).
         info: Attributes of the pack.
         provenance: JSON text with the source and the program version.
         slides: Slides of the patches. Each slide must have at least one patch.
-        overviews: Thumbnail and tissue mask of each slide.
+        overviews: Overview of each slide: thumbnail and tissue mask.
     """
     check_num_patches(len(index))
     patients = sorted(index["patient"].unique())
@@ -381,12 +397,12 @@ def write_pack(
 
 
 def is_pack(path: Path) -> bool:
-    """Return whether the attribute ``format`` of a file names the format of a pack."""
+    """Return whether a file is a pack; only the attribute ``format`` of the file is checked."""
     return hdf5.has_format(path, FORMAT)
 
 
 def has_slide_records(path: Path) -> bool:
-    """Return whether a pack was made from slides; False for a damaged file."""
+    """Return whether a pack was made from slides; return False for a damaged file."""
     try:
         with hdf5.open_hdf5(path) as file:
             return int(hdf5.read_attributes(file).get("format_version", 0)) == SLIDES_VERSION
@@ -395,7 +411,7 @@ def has_slide_records(path: Path) -> bool:
 
 
 def _state_of(path: Path) -> tuple[int, ...] | None:
-    """Return numbers that change when a file is replaced or changed; None without a file."""
+    """Return numbers that change when a file is replaced or changed; return None for no file."""
     try:
         status = path.stat()
     except FileNotFoundError:

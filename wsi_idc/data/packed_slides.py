@@ -32,7 +32,8 @@ class PackedSlide:
         name: Name of the slide; the slides of a patient have different names.
         path: Path of the slide file when the pack was made.
         mpp: Microns per level-0 px.
-        mpp_source: Origin of ``mpp``: "file", "given", or "given, but the file states 0.5".
+        mpp_source: Origin of ``mpp``: "file", "given", or a text such as "given, but the file
+            states 0.5".
         width, height: Size of level 0 in px.
         bounds: Scanned area in level-0 px; None if the file states no bounds.
         fingerprint: Hexadecimal SHA-256 that changes if the slide file changes.
@@ -61,7 +62,11 @@ class Overview(NamedTuple):
 
 
 def read_slides(file: h5py.File, index: pd.DataFrame) -> list[PackedSlide]:
-    """Read the slides of a pack of version 2; check that each slide is of one patient."""
+    """Read the slides of a pack of version 2.
+
+    Raises:
+        ValueError: A slide has patches of several patients, or another record is impossible.
+    """
     codes = index["slide"].to_numpy()
     if codes[0] != 0 or not np.isin(np.diff(codes), (0, 1)).all():
         raise ValueError("the values of /slide must start at 0 and increase by 0 or 1")
@@ -99,7 +104,7 @@ def read_slides(file: h5py.File, index: pd.DataFrame) -> list[PackedSlide]:
 
 
 def read_overview(file: h5py.File, code: int) -> Overview:
-    """Read the thumbnail and the tissue mask of slide number ``code``."""
+    """Read the thumbnail and the tissue mask of a slide; the first slide has the ``code`` 0."""
     side = _THUMBNAIL_SIDE
     tissue = hdf5.read_dataset(file, f"slides/tissue/{code}", DatasetSpec("u1", (side, side)))
     spec = DatasetSpec("u1", (*tissue.shape, 3))
@@ -110,7 +115,7 @@ def read_overview(file: h5py.File, code: int) -> Overview:
 def write_slides(
     group: h5py.Group, slides: Sequence[PackedSlide], overviews: Iterable[Overview]
 ) -> None:
-    """Write the records, thumbnails and tissue masks of slides into a group of a pack."""
+    """Write the records, thumbnails and tissue masks of slides into an HDF5 group of a pack."""
     types = {"text": h5py.string_dtype()}
     for name, dtype in _SLIDE_COLUMNS.items():
         values = [getattr(slide, name) for slide in slides]
@@ -124,7 +129,7 @@ def write_slides(
 
 
 def rows_of_slides(index: pd.DataFrame, slides: list[PackedSlide]) -> Iterator[tuple[int, slice]]:
-    """Yield number and rows (a slice) of each slide; yield nothing if ``slides`` is empty."""
+    """Yield the number of each slide, from 0, and the slice of its rows in ``index``."""
     ends = np.searchsorted(index["slide"], np.arange(len(slides) + 1))
     for code in range(len(slides)):
         yield code, slice(int(ends[code]), int(ends[code + 1]))

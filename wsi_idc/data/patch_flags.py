@@ -13,15 +13,16 @@ _MIN_PX = 16  # smallest side of a patch for ``artifact_flags``
 
 
 def can_flag(patch_px: int, *, mpp: float) -> bool:
-    """Return whether patches are large enough for flags: at least 16 px after resizing."""
+    """Return whether patches are large enough for ``patch_flags``: 16 px after the shrinking."""
     return _side(patch_px, mpp) >= _MIN_PX
 
 
 def patch_flags(patches: NDArray[np.uint8], *, mpp: float) -> NDArray[np.uint8]:
-    """Return the bits of ``artifacts.FLAGS`` of each patch, shape (N,), uint8.
+    """Return the flags of each patch, a sum of values of ``artifacts.FLAGS``: shape (N,), uint8.
 
-    Patches that are finer than 4 um per px are shrunk to 4 um per px. Coarser patches are not
-    enlarged, because enlarged patches look blurred. Coarser patches never have the flag "blur".
+    Patches with less than 4 um per px are shrunk to 4 um per px. Patches with more than 4 um per px
+    are not enlarged, because enlarged patches look blurred. These patches never have the flag
+    "blur".
 
     Args:
         patches: RGB patches, shape (N, h, w, 3), uint8, for which ``can_flag`` is True.

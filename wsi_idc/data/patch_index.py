@@ -1,7 +1,7 @@
 """Index of a patch tree: one row per patch, from folder and file names.
 
 The files of a tree are ``PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png``. Each wrong or unusual file
-gets a ``FileIssue``. This module finds wrong file names, and ``decode`` finds wrong file contents.
+gets a ``FileIssue``. This module checks file names, and the module ``decode`` checks file contents.
 """
 
 import functools
@@ -40,13 +40,14 @@ class TreeIndex:
 
     Attributes:
         store: Folder or zip of the patch tree.
-        table: One row per patch to read, sorted by patient, row, column, with columns ``path``
-            (below the root), ``patient``, ``x``, ``y`` (px, 0-based), ``label`` (-1 unknown).
-        copies: One row per copy. A copy is not read, because a file in ``table`` has the same name
-            and size. Columns: ``path`` of the copy, and ``path_kept`` of the file in ``table``.
-        rejected: Files that are left out.
-        flagged: Unusual files that are kept, and folders that are left out.
-        num_other_files: Number of ignored files; these files are hidden or not PNG.
+        table: One row per patch, sorted by patient, ``y`` and ``x``. The columns are ``path`` (in
+            the store), ``patient``, ``x`` and ``y`` (px, from 0) and ``label`` (-1: unknown).
+        copies: One row per copy. A copy has the name and the size of a file in ``table``, and is
+            read only if this file is damaged. The column ``path`` is the path of the copy. The
+            column ``path_kept`` is the path of the file in ``table``.
+        rejected: Files that are left out of ``table``.
+        flagged: Unusual files in ``table``, and folders with copies.
+        num_other_files: Number of ignored files. These files are hidden or not PNG.
     """
 
     store: PatchStore
@@ -58,7 +59,7 @@ class TreeIndex:
 
 
 def open_patch_store(path: Path) -> PatchStore:
-    """Open the folder or zip of a patch tree; raise DataError if it is missing or unusable."""
+    """Open the folder or zip of a patch tree; raise DataError if the path is neither of them."""
     if path.is_dir():
         return FolderStore(path)
     if is_zip(path):
@@ -68,7 +69,7 @@ def open_patch_store(path: Path) -> PatchStore:
 
 
 def has_patches(store: PatchStore) -> bool:
-    """Return whether any file has the file name of a patch."""
+    """Return whether at least one file has the file name of a patch."""
     return any(FILE_NAME.fullmatch(path.rpartition("/")[2]) for path in store.list_files().paths)
 
 
@@ -105,12 +106,12 @@ def index_tree(store: PatchStore, *, patch_px: int) -> TreeIndex:
 def lost_patients(
     store: PatchStore, issues: Iterable[FileIssue], patients: Collection[str]
 ) -> list[str]:
-    """Return the sorted patients that have a file or folder in ``issues`` but are not in the pack.
+    """Return the sorted ids of patients that are in ``issues`` but not in the pack.
 
     Args:
         store: Folder or zip of the patch tree.
         issues: Files that are left out, and folders that cannot be listed.
-        patients: Patients that are in the pack.
+        patients: Ids of the patients that are in the pack.
     """
     found = set()
     for issue in issues:
@@ -128,7 +129,11 @@ def lost_patients(
 
 
 def _is_at_patients(store: PatchStore, path: str, patients: Collection[str]) -> bool:
-    """Return whether a folder is beside a patient's folder and was not made by the system."""
+    """Return whether a folder can be the folder of a patient.
+
+    Such a folder is beside the folder of one of ``patients``, and its name is not a name that an
+    operating system uses.
+    """
     parent, _, name = path.rpartition("/")
     return bool(name and not _SYSTEM_FOLDER.match(name)) and any(
         os.path.isdir(store.path / parent / patient / label)  # noqa: PTH112 - no PermissionError
@@ -138,7 +143,7 @@ def _is_at_patients(store: PatchStore, path: str, patients: Collection[str]) -> 
 
 
 def content_key(store: PatchStore, paths: Iterable[str]) -> str:
-    """Return a hash of the path and the ``stat_key`` of each file; the files are not read."""
+    """Return a hash of the paths of files and of ``store.stat_key``; the files are not read."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path}\0{store.stat_key(path)}\n".encode("utf-8", "surrogateescape"))
@@ -177,7 +182,10 @@ def _parse(
 def _contradiction(
     match: re.Match[str] | None, patient_folder: str, class_folder: str
 ) -> tuple[str, str] | None:
-    """Return reason and detail if a file name contradicts its folders, else None."""
+    """Return the reason and the detail of the issue of a file name; return None for a valid name.
+
+    A valid name agrees with the folder of the patient and the folder of the class.
+    """
     if match is None:
         return "unknown name", "not PATIENT_idx5_xX_yY_classC.png, where C is 0 or 1"
     patient, label = match["patient"], match["label"]
@@ -205,8 +213,12 @@ def _drop_duplicate_files(
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[FileIssue]]:
     """Keep one file for each file name: the file whose path has the fewest folders.
 
-    A copy of the same size is not read. A copy of another size is left out and becomes an issue. If
-    only this copy can be decoded, the copy is kept, and the other file becomes the issue.
+    The other files of the name are copies. A copy of the same size is not read. A copy of another
+    size is left out and becomes an issue. But if only the copy can be decoded, the copy is kept,
+    and the first file is left out and becomes the issue.
+
+    Returns:
+        Table of the kept files, table of the copies of the same size, and issues.
     """
     kept, pairs = _first_of_each(table.sort_values("depth", kind="stable"), ["name"])
     pairs = pairs[["path", "path_kept"]]
@@ -226,7 +238,10 @@ def _drop_duplicate_files(
 def readable_duplicates(
     damaged: Collection[str], copies: pd.DataFrame, *, store: PatchStore, patch_px: int
 ) -> dict[str, str]:
-    """Return a dict from damaged file to its first decodable copy, if there is one."""
+    """Return a dict from damaged file to its first copy that can be decoded.
+
+    The dict lacks a damaged file if none of its copies can be decoded.
+    """
     result: dict[str, str] = {}
     if damaged:
         for path, path_kept in _rows(copies[copies["path_kept"].isin(damaged)]):
@@ -236,12 +251,13 @@ def readable_duplicates(
 
 
 def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame, list[FileIssue]]:
-    """Shift x and y to multiples of ``patch_px``; drop patches that are off this grid.
+    """Subtract the origin of each patient from x and y; drop patches that are not on the grid.
 
-    The Kaggle data set counts x and y from 1. In other data sets the grid of each patient may start
-    anywhere. On each axis, the origin of a patient is the most frequent remainder of the coordinate
-    modulo ``patch_px``. If two remainders are equally frequent, the remainder that is more frequent
-    in all patients is the origin.
+    The Kaggle data set counts x and y from 1. In other data sets, the grid of each patient may
+    start anywhere. On each axis, the origin of a patient is the most frequent remainder of the
+    coordinates modulo ``patch_px``. If two remainders are equally frequent in the patient, the
+    origin is the remainder that is more frequent in the complete tree. A patch is on the grid if
+    its new x and y are multiples of ``patch_px``.
     """
     if table.empty:
         return table, []
@@ -263,7 +279,7 @@ def _to_zero_based(table: pd.DataFrame, *, patch_px: int) -> tuple[pd.DataFrame,
 
 
 def _origins(patient: pd.Series, remainder: pd.Series) -> pd.Series:
-    """Return for each patch the origin of its patient: the most frequent ``remainder``."""
+    """Return, for each patch, the most frequent ``remainder`` of its patient: the origin."""
     table = pd.DataFrame({"patient": patient, "remainder": remainder})
     table["in_tree"] = table.groupby("remainder")["patient"].transform("size")
     table["num"] = table.groupby(["patient", "remainder"])["in_tree"].transform("size")
@@ -274,7 +290,11 @@ def _origins(patient: pd.Series, remainder: pd.Series) -> pd.Series:
 def _drop_duplicate_cells(
     table: pd.DataFrame,
 ) -> tuple[pd.DataFrame, list[FileIssue], list[FileIssue]]:
-    """Keep the first patch of each cell; set its label to -1 if the labels in the cell differ."""
+    """Keep the first patch of each cell; its label becomes -1 if another patch has another label.
+
+    Returns:
+        Table of the kept patches, issues of the other patches, and issues of changed labels.
+    """
     kept, pairs = _first_of_each(table.sort_index(), ["patient", "x", "y"])
     rejected = [
         FileIssue(path, "duplicate coordinate", f"{path_kept} is kept")
@@ -290,7 +310,11 @@ def _drop_duplicate_cells(
 
 
 def _first_of_each(table: pd.DataFrame, key: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Keep the first row of each key; pair every later row with the kept row of its key."""
+    """Return the first row of each value of the columns ``key``, and all pairs with later rows.
+
+    A pair is one row with the columns of a later row and the columns of the first row; the names of
+    the second group of columns end with "_kept".
+    """
     repeated = table[table.duplicated(key)]
     kept = table.drop(repeated.index)
     return kept, repeated.merge(kept, on=key, suffixes=("", "_kept"))
@@ -301,7 +325,7 @@ def _rows(table: pd.DataFrame) -> Iterable[tuple[str, ...]]:
 
 
 def issue_table(issues: Iterable[FileIssue]) -> pd.DataFrame:
-    """Return issues as a table with columns path, reason, detail, sorted by path."""
+    """Return a table of issues with the columns path, reason and detail, sorted by path."""
     rows = sorted((issue.path, issue.reason, issue.detail) for issue in issues)
     return pd.DataFrame(rows, columns=_ISSUE_COLUMNS, dtype=object)
 

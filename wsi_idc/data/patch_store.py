@@ -1,4 +1,4 @@
-"""List and read the files of a patch tree in a folder or a zip; the zip is not unpacked."""
+"""List and read the files of a patch tree in a folder or a zip, without unpacking the zip."""
 
 import contextlib
 import os
@@ -37,7 +37,7 @@ class UnreadablePatchError(Exception):
 
 @dataclass(frozen=True)
 class FileIssue:
-    """A problem of a file or folder; the file is left out of the pack, or packed and flagged."""
+    """A problem of a file or folder; either the file is left out of the pack, or it is unusual."""
 
     path: str
     reason: str
@@ -46,11 +46,11 @@ class FileIssue:
 
 @dataclass
 class FileList:
-    """File names of a patch tree, not yet parsed.
+    """Files of a patch tree, before their names are parsed.
 
     Attributes:
-        paths: Sorted paths of the PNG files below the root.
-        num_other: Number of files that are hidden or have another suffix.
+        paths: Sorted paths of the PNG files in the patch tree.
+        num_other: Number of other files; these files are hidden or not PNG.
         unreadable: Folders that cannot be listed, and files of a zip that cannot be read.
     """
 
@@ -64,8 +64,9 @@ class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
 
     Attributes:
         path: The folder or zip file.
-        parent_names: Last two folder names in ``path``, such as ("10253", "1"); empty for a zip.
-            These names give patient and class if ``path`` is the folder of a patient or class.
+        parent_names: Last two folder names in ``path``, such as ("10253", "1"); two empty texts for
+            a zip. If ``path`` is the folder of a patient or of a class, the patient and the class
+            are read from these names.
     """
 
     path: Path
@@ -77,7 +78,7 @@ class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
 
     @abstractmethod
     def stat_key(self, path: str) -> str:
-        """Return a text that changes when the file changes; the text begins with the size."""
+        """Return a text that changes when a file changes; the text begins with the file's size."""
 
     def size(self, path: str) -> int:
         """Return the size of a file in bytes, or -1 if the size is unknown."""
@@ -100,7 +101,7 @@ class PatchStore(contextlib.AbstractContextManager["PatchStore"]):
 
 
 def is_patch_name(name: str) -> bool:
-    """Return whether ``name``, without folders, can be the file name of a patch."""
+    """Return whether the file name ``name`` (without folders) can be the name of a patch."""
     # macOS writes a hidden file "._NAME.png" beside each file. The hidden file is not a PNG.
     return name.lower().endswith(".png") and name[0] != "."
 
@@ -133,7 +134,7 @@ class FolderStore(PatchStore):
         return files
 
     def _list_folder(self, folder: str, files: FileList) -> list[tuple[bool, str]]:
-        """Add the files of one folder to ``files``; return pairs (is_link, path) of subfolders."""
+        """Add the files of one folder to ``files``; return its subfolders as (is_link, path)."""
         try:
             with os.scandir(self.path / folder) as scan:
                 entries = [(_is_folder(entry), entry.is_symlink(), entry.name) for entry in scan]
@@ -199,12 +200,14 @@ def _stat_key(status: os.stat_result) -> str:
 class ZipStore(PatchStore):
     """Patch tree in a zip.
 
-    The objects of ``zipfile`` take 350 MB for the Kaggle archive, so this class keeps only names
-    and some numbers. Threads cannot share a ``ZipFile``, so files are read by their byte position.
+    The objects of ``zipfile`` take 350 MB for the Kaggle archive. Therefore this class keeps only
+    the name and some numbers of each file. Threads cannot share a ``ZipFile``. Therefore this class
+    reads a file at its byte position in the zip.
 
     Raises:
-        DataError: The zip is damaged or unsafe. Unsafe are file names that point outside the
-            folder of the zip, files that overlap, too many files, and impossible file sizes.
+        DataError: The zip is damaged or unsafe. A zip is unsafe if a file name points outside the
+            folder of the zip, if files overlap, if there are too many files, or if a file has an
+            impossible size.
     """
 
     def __init__(self, path: Path) -> None:
@@ -227,7 +230,7 @@ class ZipStore(PatchStore):
         return self._files
 
     def stat_key(self, path: str) -> str:
-        """Return size and CRC-32 of a file as a text; both are read from the zip's directory."""
+        """Return the size and the CRC-32 in the zip's directory as a text; the file is not read."""
         crc, _, size, _, _ = self._entry(path)
         return f"{size}\0crc {crc:08x}"
 
@@ -262,7 +265,12 @@ class ZipStore(PatchStore):
         return tuple(column[row] for column in self._columns)
 
     def _read_directory(self) -> list[zipfile.ZipInfo]:
-        """Return the zip entries of patches, sorted by name; ``_files`` records all others."""
+        """Return the zip entries of patches, sorted by name; record the other files in ``_files``.
+
+        Raises:
+            ValueError: The directory of the zip is damaged.
+            DataError: The zip is unsafe.
+        """
         num_entries = self._count_entries()
         if num_entries > MAX_ENTRIES:
             raise ValueError(f"it has {num_entries} entries, more than {MAX_ENTRIES}")
@@ -304,7 +312,7 @@ class ZipStore(PatchStore):
         return list(first.values())
 
     def _count_entries(self) -> int:
-        """Count the entries of the zip, before zipfile allocates memory for each entry."""
+        """Count the entries in the directory of the zip without the memory that zipfile needs."""
         with self.path.open("rb") as file, contextlib.suppress(OSError):
             if record := zipfile._EndRecData(file):  # type: ignore[attr-defined]
                 size, end = record[5], record[9]  # directory, without up to 76 bytes of ZIP64
@@ -316,14 +324,17 @@ class ZipStore(PatchStore):
         return 0
 
     def _refuse_unlisted(self, start: int, end: int) -> None:
-        """Raise ValueError if zipfile missed a directory entry between ``start`` and ``end``."""
+        """Raise ValueError if zipfile missed a directory entry between two byte positions."""
         with self.path.open("rb") as file:
             file.seek(max(start, end - _MAX_TAIL_BYTES, 0))
             if b"PK\1\2" in file.read(max(0, end - file.tell())):
                 raise ValueError("it has more files than its end record counts")
 
     def _plain_name(self, name: str) -> str:
-        """Return a name with / as separator and without "./". Some programs write \\ or "./"."""
+        """Return a file name with / as separator and without ".", the name of the same folder.
+
+        Some programs write \\ as separator, or write "./" before a name.
+        """
         parts = [part for part in name.replace("\\", "/").split("/") if part != "."]
         inner = parts[:-1] if parts[-1:] == [""] else parts
         if not {"", ".."}.isdisjoint(inner) or "\0" in name or (inner and inner[0][1:2] == ":"):
@@ -343,7 +354,7 @@ def is_zip(path: Path) -> bool:
 
 
 def _unreadable_reason(entry: zipfile.ZipInfo) -> str:
-    """Return the reason why a zip entry cannot be read; empty if it can be read."""
+    """Return the reason why a zip entry cannot be read; return "" if it can be read."""
     mode = entry.external_attr >> 16
     if entry.flag_bits & 1:
         return "encrypted"

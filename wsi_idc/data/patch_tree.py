@@ -1,4 +1,4 @@
-"""Write the patches of a pack as a patch tree of PNG files, in the layout of the Kaggle set."""
+"""Write the patches of a pack as PNG files in a patch tree with the layout of the Kaggle set."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +18,12 @@ _GAP_ROWS = 1  # empty rows between two slides of a patient
 def write_patch_tree(pack: Pack, folder: Path) -> int:
     """Write each labelled patch as PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png.
 
-    X and Y are in px of the patches. The layout has no slides, so the slides of a patient are
-    placed one below the other. Patches of unknown label are not written. Files that an earlier call
-    wrote for the same patches and labels are replaced.
+    X and Y are the position of the patch in px of the patches, from 1. The layout has no slides, so
+    the slides of a patient are placed one below the other. Patches of unknown label are not
+    written. Files that an earlier call wrote for the same patches and labels are replaced.
 
     Returns:
-        Number of files.
+        Number of files that were written.
 
     Raises:
         DataError: The folder has other files, such as patches with other labels.
@@ -58,7 +58,7 @@ def _names_and_rows(pack: Pack) -> Iterator[tuple[str, int]]:
 
 
 def _write_png(path: Path, rgb: NDArray[np.uint8]) -> None:
-    """Write a PNG under a temporary name, then rename the file: no PNG is ever incomplete."""
+    """Write a PNG under a temporary name, then rename the file, so that no PNG is incomplete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _, png = cv2.imencode(".png", rgb[..., ::-1])
     partial = path.with_name(f".{path.name}.partial")

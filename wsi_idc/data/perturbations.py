@@ -1,7 +1,7 @@
-"""Fixed changes of patches: stain, light, focus, compression and resolution of other laboratories.
+"""Changes of patches that imitate other laboratories: stain, light, focus, compression, resolution.
 
-Each change is a function from patches (N, H, W, 3), uint8, to patches of the same shape. No change
-is random.
+A change is a function. Its argument and its result are patches, shape (N, H, W, 3), uint8. The
+changes are not random.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ _MACENKO = np.vstack([_MACENKO, np.cross(*_MACENKO)])
 
 
 def shift_hue(patches: Patches, *, degrees: float) -> Patches:
-    """Turn the hue of the HSV color by an angle; 120 degrees turn red into green."""
+    """Turn the hue of each HSV color by an angle; an angle of 120 degrees turns red into green."""
 
     def turn(image: Patches) -> NDArray[np.float32]:
         hsv = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
@@ -39,13 +39,14 @@ def change_stain(
     after: NDArray[np.float64] = _RUIFROK,
     amount: tuple[float, float, float] = (1, 1, 1),
 ) -> Patches:
-    """Separate the stains with the vectors ``before``, and mix them with the vectors ``after``.
+    """Change the colors and the amounts of the stains.
 
     Args:
-        patches: Shape (N, H, W, 3), uint8.
-        before: Optical density of each stain, shape (3, 3); rows are normalized here.
-        after: Optical density of each stain in the result, in the form of ``before``.
-        amount: Factor of the amount of haematoxylin, eosin and the third stain.
+        patches: Patches, shape (N, H, W, 3), uint8.
+        before: Optical density of each stain in the patches, shape (3, 3). A row is a stain; its
+            length does not matter.
+        after: Optical density of each stain in the result, shape (3, 3).
+        amount: Factors of the amounts of haematoxylin, eosin and the third stain.
     """
     unit = [matrix / np.linalg.norm(matrix, axis=1, keepdims=True) for matrix in (before, after)]
     matrix = np.linalg.inv(unit[0]) @ np.diag(amount) @ unit[1]
@@ -54,7 +55,7 @@ def change_stain(
 
 
 def change_brightness(patches: Patches, *, factor: float) -> Patches:
-    """Multiply all values by a factor."""
+    """Multiply all pixel values by a factor."""
     return _to_uint8(factor * patches.astype(np.float32))
 
 
@@ -73,7 +74,7 @@ def blur(patches: Patches, *, sigma_px: float) -> Patches:
 
 
 def compress(patches: Patches, *, quality: int) -> Patches:
-    """Compress each patch as JPEG of a quality from 1 to 100."""
+    """Compress each patch as JPEG; ``quality`` is from 1 to 100."""
 
     def code(image: Patches) -> Patches:
         _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
@@ -83,10 +84,10 @@ def compress(patches: Patches, *, quality: int) -> Patches:
 
 
 def change_resolution(patches: Patches, *, factor: float) -> Patches:
-    """Multiply the width of the field of view by ``factor``, as a wrong mpp does.
+    """Show a field of view that is ``factor`` times as wide, as if the mpp of the slide were wrong.
 
-    The tissue around a patch is not known. If the field is wider than the patch, mirrored tissue
-    fills the rest.
+    The tissue around a patch is not known. Therefore, if ``factor`` is above 1, mirrored tissue
+    fills the area around the patch.
     """
     side = patches.shape[1]
     size = max(1, round(side / factor))

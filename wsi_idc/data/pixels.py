@@ -26,15 +26,15 @@ _unpack_crc = struct.Struct(">I").unpack_from
 def decode_png(data: bytes, *, patch_px: int) -> NDArray[np.uint8]:
     """Decode a PNG and verify every checksum.
 
-    OpenCV decodes plain RGB about twice as fast as Pillow; Pillow decodes all other images. OpenCV
-    returns a partial image for a truncated file, so the chunks are checked first.
+    OpenCV decodes plain RGB images, about twice as fast as Pillow. Pillow decodes all other images.
+    OpenCV returns a partial image for a truncated file, so the PNG chunks are checked first.
 
     Args:
         data: Bytes of the file.
         patch_px: Largest side allowed, in px.
 
     Returns:
-        Pixels, shape (height, width, 3), uint8; transparent pixels are composited on white.
+        RGB pixels, shape (height, width, 3), uint8. Transparent pixels are drawn on white.
 
     Raises:
         UnreadablePatchError: The bytes are not a complete PNG, or the image is too large.
@@ -63,7 +63,14 @@ def is_decodable(store: PatchStore, path: str, patch_px: int) -> bool:
 
 
 def channel_histogram(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Count the values of each channel of patches (N, h, w, 3); return counts (3, 256)."""
+    """Count the pixel values of each channel of patches.
+
+    Args:
+        patches: Patches, shape (N, h, w, 3), uint8.
+
+    Returns:
+        Number of pixels with each value, shape (3, 256).
+    """
     pixels = patches.reshape(-1, 1, 3)
     histogram = np.zeros((3, 256), np.int64)
     for start in range(0, len(pixels), _MAX_PIXELS):
@@ -74,7 +81,10 @@ def channel_histogram(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def channel_statistics(histogram: NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Compute mean and standard deviation of each channel, in 0..1, from a histogram (3, 256)."""
+    """Compute the mean and the standard deviation (0..1) of each channel.
+
+    ``histogram`` is the result of ``channel_histogram``.
+    """
     values = np.arange(256) / 255
     frequency = histogram / histogram.sum(axis=1, keepdims=True)
     mean = frequency @ values
@@ -101,7 +111,10 @@ def _check_header(data: bytes, *, patch_px: int) -> tuple[int, int, int]:
 
 
 def _check_chunks(data: bytes) -> set[bytes]:
-    """Check the CRC of each chunk up to IEND (PNG specification, 5.3); return the chunk types."""
+    """Check the CRC of each PNG chunk up to the chunk IEND; return the types of the chunks.
+
+    Section 5.3 of the PNG specification defines the chunks.
+    """
     start, num_bytes, view = len(PNG_SIGNATURE), len(data), memoryview(data)
     types = set()
     while start + 12 <= num_bytes:

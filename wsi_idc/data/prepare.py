@@ -1,4 +1,4 @@
-"""Pack a patch tree: decode every patch, list the files left out, and write the pack."""
+"""Pack a patch tree: decode every patch, list the files that are left out, and write the pack."""
 
 import hashlib
 import json
@@ -56,9 +56,9 @@ class PrepareReport:
         num_edge: Number of patches that were padded.
         info: Attributes of the pack.
         rejected: Files that are left out of the pack.
-        flagged: Unusual files that are in the pack, and folders that are left out.
-        num_other_files: Number of ignored files. These are hidden files and files that are not PNG.
-        lost_patients: Sorted ids of the patients that have files in the tree but none in the pack.
+        flagged: Unusual files that are in the pack, and folders with copies of files.
+        num_other_files: Number of ignored files. These files are hidden or not PNG.
+        lost_patients: Sorted ids of patients that are in the patch tree but not in the pack.
     """
 
     pack: Path
@@ -86,16 +86,19 @@ def prepare(
     mpp: float | None = None,
     num_workers: int | None = None,
 ) -> PrepareReport:
-    """Pack the patch tree ``tree`` into ``out``; ``rejected.csv`` lists the files left out.
+    """Pack the patch tree ``tree`` into the file ``out``.
 
     After a stopped or killed call, a call with the same arguments resumes the work.
 
     Args:
         tree: Folder or zip with files PATIENT/CLASS/PATIENT_idx5_xX_yY_classC.png.
-        out: Pack to write; ``rejected.csv`` and ``flagged.csv`` are written to the same folder.
-        patch_px: Side in px, at most 255. Smaller patches are padded; larger patches are rejected.
-        mpp: Microns per pixel; None assumes 4.
-        num_workers: Number of decoding threads or processes; None means all cores, at most 16.
+        out: Pack to write. Two tables are written to the same folder: ``rejected.csv`` lists the
+            files that are left out, and ``flagged.csv`` lists the unusual files.
+        patch_px: Side of a patch in px, at most 255. Smaller patches are padded, and larger patches
+            are left out.
+        mpp: Microns per pixel of the patches; None means 4.
+        num_workers: Number of threads or processes that decode patches. None means the number of
+            cores, at most 16.
 
     Raises:
         DataError: The tree has no readable patch, or a file of another program would be replaced.
@@ -141,16 +144,18 @@ def prepare(
 
 
 def cache_path(out: Path) -> Path:
-    """Return the path whose temporary file (see ``temporary_path``) is the pixel cache file."""
+    """Return the path for which ``temporary_path`` yields the cache file of decoded pixels."""
     return out.with_name(f"{out.name}.pixels")
 
 
 def check_arguments(
     out: Path, *, patch_px: int, mpp: float | None, has_slides: bool = False
 ) -> None:
-    """Raise DataError if ``out`` cannot be a pack, or ``patch_px`` or ``mpp`` is impossible.
+    """Check the arguments of ``prepare``, or of ``prepare_slides`` (``has_slides`` is True).
 
-    A pack of slides and a pack of a patch tree cannot replace each other.
+    Raises:
+        DataError: ``patch_px`` or ``mpp`` is impossible, or ``out`` is a folder or a file that must
+            not be replaced. A pack of slides and a pack of a patch tree do not replace each other.
     """
     if out.is_dir():
         raise DataError(f"{out} is a folder; give a file as --out, such as {out / 'idc.h5'}")
@@ -167,7 +172,7 @@ def check_arguments(
 
 
 def _check_tables(out: Path) -> None:
-    """Raise DataError if a table beside ``out`` would replace a file of another program."""
+    """Raise DataError if ``rejected.csv`` or ``flagged.csv`` would replace another file."""
     for file in (out.with_name(REJECTED_CSV), out.with_name(FLAGGED_CSV)):
         if file.exists() and not is_issue_table(file):
             raise DataError(
@@ -196,9 +201,14 @@ def _pack_info(
 
 
 def is_small_inside(table: pd.DataFrame, *, patch_px: int) -> NDArray[np.bool_]:
-    """Find small patches that are not at the right or bottom edge of their slide: a bool per patch.
+    """Find patches smaller than ``patch_px`` that are not at the right or bottom edge of a slide.
 
-    ``table`` has one row per patch, with columns slide or patient, x, y, height, width (px).
+    Args:
+        table: One row per patch, with the columns slide or patient, x, y, height and width (px).
+        patch_px: Side of a patch in px.
+
+    Returns:
+        True for each patch that is small and not at an edge, shape (N,).
     """
     slide = "slide" if "slide" in table else "patient"
     last = table.groupby(slide)[["x", "y"]].transform("max")
