@@ -107,7 +107,7 @@ def _partial(path: Path) -> Path:
 
 
 def ensure_writable(folder: Path, *, writes: Collection[str], marks: Collection[str]) -> None:
-    """Check, before a command starts its work, that it can write its files into ``folder``.
+    """Check that a command can write its files into ``folder``; call this before the work starts.
 
     Args:
         folder: Output folder; it need not exist yet.

@@ -44,7 +44,8 @@ class DatasetSpec:
         dtype: NumPy type such as "u1", or a kind: "text", "integer" or "number". A "number" is a
             boolean, integer or float of at most 8 bytes. A tuple permits several types.
         shape: Length of each axis: a number, a tuple (smallest, largest), or None for any length.
-        values: Smallest and largest permitted value; NaN is not permitted. None permits all values.
+        values: Smallest and largest permitted value; NaN is then not permitted. None permits all
+            values, also NaN.
         is_optional: Whether the dataset may be missing.
         rows_at_once: None if the dataset has all its chunks. If chunks may be missing, number of
             rows that the caller reads at a time. HDF5 fills missing chunks with a constant.

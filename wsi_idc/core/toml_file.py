@@ -1,6 +1,6 @@
 """Read TOML job files, and check each key.
 
-Each function raises ``JobError`` if the file cannot be read or a key or value is not permitted.
+Each function raises ``JobError`` if the file cannot be read, or if a key or value is not valid.
 """
 
 import difflib

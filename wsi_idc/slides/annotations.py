@@ -308,7 +308,7 @@ def target_of(name: str, table: Mapping[str, str]) -> str | None:
     """Return the target of a class; None if the table has neither the class nor its parents.
 
     If a sub-class such as "Tumor: IDC" has no row, the row of the parent "Tumor" is used. Upper and
-    lower case are equal, and additional spaces are ignored.
+    lower case mean the same, and additional spaces are ignored.
     """
     key = _normalize(name) or _normalize(UNCLASSIFIED)
     while key not in table:

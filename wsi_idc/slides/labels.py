@@ -1,8 +1,8 @@
 """Labels of patches from the outlines of a slide.
 
-The share of a class is the fraction of a patch's area that is inside outlines of this class. In an
-overlap of several classes, each point belongs to the first of "ignore", IDC and non-IDC. Area
-outside all outlines is unannotated.
+The share of a class is the fraction of a patch's area that is inside outlines of this class. If
+outlines of several classes overlap, the overlap belongs to only one class: to "ignore" if one of
+the classes is "ignore", else to IDC. Area outside all outlines is unannotated.
 
 A patch gets the label of the class with the largest share if this share is at least ``min_share``.
 If the share is smaller, the label is unknown. If two shares are equal (for example 0.5 and 0.5),

@@ -143,7 +143,7 @@ def rows_from_files(slides: Sequence[Path]) -> list[ManifestRow]:
     """Return a manifest row for each slide; the patient id is the ``slide_stem`` of the file.
 
     Args:
-        slides: Slide files, and folders as in ``find_slides``.
+        slides: Slide files and folders; ``find_slides`` replaces each folder by its slide files.
     """
     rows: dict[str, ManifestRow] = {}
     for path in find_slides(slides):

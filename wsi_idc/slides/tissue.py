@@ -51,8 +51,8 @@ def tissue_mask(
     Args:
         thumbnail: RGB picture of about ``MASK_MPP`` microns per px, shape (h, w, 3), uint8.
         mpp: Microns per px of the thumbnail.
-        threshold: Minimum number of gray levels, 0..255, by which green is darker than red and
-            blue in tissue.
+        threshold: Minimum difference in gray levels, 0..255. A px is tissue if green is darker than
+            red and blue by at least this difference.
         min_piece_mm2: Minimum area of a piece of tissue; smaller pieces are dust.
         min_hole_mm2: Minimum area of a hole; smaller holes are lumina and count as tissue.
 
