@@ -15,10 +15,10 @@ from wsi_idc.maps.patient_map import PatientMap
 def patch_table(patient_map: PatientMap) -> pd.DataFrame:
     """Return a table of the numbers of a map, one row per patch.
 
-    The columns are ``prob_CLASS`` and ``logit_CLASS`` of both classes, and ``label`` (-1 if the
-    label is unknown). The columns of ``OPTIONAL_VALUES``, ``cam_mean`` and ``cam_max`` are present
-    if the map has these values. If the map has quality flags, each flag has a column ``flag_NAME``
-    (0 or 1).
+    Each table has the columns ``prob_CLASS`` and ``logit_CLASS`` of both classes, and ``label``
+    (-1 if the label is unknown). The columns with the names in ``OPTIONAL_VALUES``, ``cam_mean``
+    and ``cam_max`` are present if the map has these values. If the map has quality flags, each flag
+    has a column ``flag_NAME`` with the values 0 and 1.
     """
     other, idc = patient_map.class_names
     columns = {
@@ -41,10 +41,12 @@ def patch_table(patient_map: PatientMap) -> pd.DataFrame:
 
 
 def write_csv(patient_map: PatientMap, out: Path) -> None:
-    """Write one line per patch: the columns of WSInfer, then row and col, then other numbers.
+    """Write a CSV file with one line per patch.
 
-    The columns of WSInfer are ``minx``, ``miny``, ``width``, ``height`` and ``prob_CLASS``. The
-    first four are integers in level-0 px, rounded so that neighboring patches share an edge.
+    The first columns are the columns of WSInfer: ``minx``, ``miny``, ``width``, ``height`` and
+    ``prob_CLASS``. The next columns are ``row``, ``col`` and the other columns of ``patch_table``.
+    ``minx``, ``miny``, ``width`` and ``height`` are integers in level-0 px, rounded so that
+    neighboring patches share an edge.
     """
     transform = grid_transform(patient_map, "level0")
     cells = patient_map.row_col[:, ::-1]

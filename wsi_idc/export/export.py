@@ -29,12 +29,13 @@ class ExportOptions:
 
     Attributes:
         formats: Formats to write, from ``FORMATS``.
-        threshold: Lowest probability at which GeoJSON calls a patch IDC; None: the map's threshold.
-        coordinates: Coordinates in GeoJSON: "qupath", "level0" or "image", as in
+        threshold: Lowest probability at which a patch is called IDC in GeoJSON files. None means
+            the threshold of the map.
+        coordinates: Coordinates in GeoJSON files: "qupath", "level0" or "image", as in
             ``grid_transform``.
-        compress: Whether GeoJSON is written as ``.geojson.gz``.
-        exclude_flagged: Whether regions in GeoJSON leave out flagged patches; False: only if the
-            map does.
+        compress: Whether GeoJSON files are compressed, with the suffix ``.geojson.gz``.
+        exclude_flagged: True means that regions in GeoJSON files leave out flagged patches. False
+            means that the setting of the map is used.
     """
 
     formats: Sequence[str] = FORMATS
@@ -58,10 +59,11 @@ class ExportReport:
 
 
 def export_maps(paths: Sequence[Path], out: Path, options: ExportOptions) -> ExportReport:
-    """Write maps into the folder ``out``; files of PATIENT/SLIDE are in the subfolder PATIENT.
+    """Write maps into the folder ``out``, in the formats of ``options``.
 
-    A map that fails does not stop the export: the report records the reason. Existing files of the
-    same names are replaced, each in one atomic step.
+    The files of a map PATIENT/SLIDE are in the subfolder PATIENT. If a map fails, the report
+    records the reason, and the other maps are written. Existing files of the same names are
+    replaced, each in one atomic step.
     """
     report = ExportReport()
     path_of_map: dict[str, Path] = {}

@@ -39,13 +39,15 @@ def write_geojson(
 ) -> None:
     """Write a tile for each patch and an annotation for each region of patches called IDC.
 
-    Tiles and regions are cut at the right and the bottom edge of a slide. But a tile outside the
-    slide keeps its full size, and so does the region of this tile.
+    A tile that is partly outside the slide is cut at the edge of the slide. A tile that is
+    completely outside keeps its full size. A region with such a tile is not cut; all other regions
+    are cut at the edge of the slide.
 
     Args:
         patient_map: The map.
         out: GeoJSON file to write; it is compressed if the name ends in ``.gz``.
-        threshold: Lowest probability that is called IDC; None means the map's threshold.
+        threshold: Lowest probability at which a patch is called IDC; None means the threshold of
+            the map.
         coordinates: "qupath", "level0" or "image", as in ``grid_transform``.
 
     Raises:

@@ -38,7 +38,7 @@ class LayerPicture:
 
     @property
     def scale(self) -> Mapping[str, Any]:
-        """Meaning of the colors, as values for JSON."""
+        """Meaning of the colors, as JSON values."""
         layer = self._layer
         if layer.values is None:
             return {"kind": "rgb"}
@@ -98,7 +98,8 @@ class LayerPicture:
 def layer_pictures(patient_map: PatientMap, read_rows: ReadRows | None) -> list[LayerPicture]:
     """Return the layers of a map as pictures; ``read_rows`` reads rows of the stitched tissue.
 
-    A color means the same value in all maps, except in a CAM: its color scale depends on the map.
+    The color scale of the CAM depends on the map. In all other layers, a color means the same value
+    in all maps.
     """
     layers = layers_of(patient_map, has_tissue=read_rows is not None, uncertainty_max=MAX_DEVIATION)
     return [LayerPicture(layer, patient_map, read_rows) for layer in layers]

@@ -28,8 +28,8 @@ _MAX_CLASSIC_BYTES = 2 * 2**30
 def write_ome_tiff(patient_map: PatientMap, layer: LayerPicture, out: Path) -> None:
     """Write a layer at the resolution of the stitched tissue; cells without a patch are white.
 
-    Each level of the pyramid has half the height and half the width of the level before; odd sides
-    are rounded up. The last level fits into one tile of ``TILE_PX`` px. As OME-TIFF requires, the
+    Each level of the pyramid has half the height and half the width of the level before, rounded
+    up to integers. The last level fits into one tile of ``TILE_PX`` px. As OME-TIFF requires, the
     smaller levels are children (SubIFDs) of the first level.
     """
     (rows, cols), cell_px = patient_map.shape, patient_map.cell_px

@@ -20,8 +20,9 @@ MAX_PX = 2**26
 def cell_px_of(patient_map: PatientMap) -> int:
     """Return the side of a cell in the PNG files, in px.
 
-    The side is an integer, so that no cell is shifted. It is the side of a cell in the stitched
-    tissue, or less if the picture would have more than ``MAX_PX`` px.
+    The side is an integer, so that no cell is shifted. In most maps, the side is the same as in the
+    stitched tissue. In a large map, the side is smaller, so that the picture has at most ``MAX_PX``
+    px.
     """
     rows, cols = patient_map.shape
     return max(1, min(patient_map.cell_px, int((MAX_PX / (rows * cols)) ** 0.5)))

@@ -42,7 +42,7 @@ class _Calibrated(nn.Module):
         self.temperature = temperature
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits (N, 2) of normalized images (N, 3, H, W)."""
+        """Return logits, shape (N, 2), for normalized images, shape (N, 3, H, W)."""
         return self.network(x) / self.temperature
 
 
@@ -74,7 +74,7 @@ def wsinfer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the contents of ``config.json``.
 
     WSInfer reads a patch from level 0 and applies every transform in order. The first ``Resize``
-    reduces the patch to ``patch_size_pixels`` by averaging px, as ``wsi-idc map`` does.
+    reduces the patch to ``patch_size_pixels`` by averaging px, as in ``wsi-idc map``.
     QuPath reads a patch at ``spacing_um_px``. QuPath resizes each patch only once, to the size of
     the last ``Resize``.
     """
@@ -100,8 +100,8 @@ def wsinfer_config(checkpoint: Checkpoint) -> dict[str, Any]:
 def torchscript(checkpoint: Checkpoint) -> bytes:
     """Return the network and its temperature as TorchScript, for batches of any size.
 
-    The module is not frozen: freezing turns weights into constants. WSInfer calls
-    ``module.to("cuda")``, which does not move constants.
+    The module is not frozen, because freezing turns weights into constants. WSInfer calls
+    ``module.to("cuda")``, and this call does not move constants.
     """
     model = _Calibrated(checkpoint.build().network, checkpoint.temperature).eval()
     side = _input_px(checkpoint)
@@ -139,7 +139,10 @@ def _quiet() -> Iterator[None]:
 
 
 def _without_paths(data: bytes) -> bytes:
-    """Remove paths of source files, which only errors show: they differ from machine to machine."""
+    """Remove the paths of source files, because these paths differ between machines.
+
+    TorchScript uses the paths only in error messages.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
         for info in old.infolist():
@@ -170,7 +173,7 @@ def _card(checkpoint: Checkpoint) -> str:
 
 
 def _threshold_rule(config: Mapping[str, Any]) -> str:
-    """Return the rule that chose the threshold; empty text if the checkpoint has no rule."""
+    """Return the rule for choosing the threshold, or "" if the checkpoint has no rule."""
     if target := config.get("target_sensitivity"):
         return f" for a sensitivity of {target:g}" if isinstance(target, float) else ""
     return _THRESHOLDS.get(str(config.get("threshold_by")), "")

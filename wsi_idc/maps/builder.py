@@ -51,9 +51,10 @@ class MapSource(Protocol):
     def predict(
         self, builder: "MapBuilder", report: MapReport
     ) -> Generator[tuple[str, Callable[[], PatientMap]], None, None]:
-        """Run the network on the patches of each new map; end early if a stop is requested.
+        """Run the network on the patches of each map that must be built.
 
-        Other maps are recorded in ``report`` as kept or failed.
+        The generator ends early if a stop is requested. A map that is up to date, or that
+        cannot be built, is recorded in ``report`` as kept or failed.
 
         Yields:
             Name of the map, and a function that builds the map. The function may be called in
@@ -90,9 +91,9 @@ class MapBuilder:
     def build(self, source: MapSource) -> MapReport:
         """Write all maps of a source, and a patient file for each patient with several slides.
 
-        An existing map is kept if it was made with the same model, settings and data. Any other
-        map is replaced only with ``overwrite``. If a map fails, the reason is recorded in the
-        report, and the other maps are built.
+        An existing map is kept if it was made with the same model, settings and data. A map with
+        another model, settings or data is replaced only with ``overwrite``. If a map cannot be
+        built, the report records the reason, and the other maps are built.
 
         Raises:
             CheckpointError: A checkpoint does not fit the patches, or cannot compute the CAM.
@@ -149,7 +150,9 @@ class MapBuilder:
     def select(
         self, name: str, cache_key: dict[str, Any], report: MapReport, *, data: Path
     ) -> bool:
-        """Return True if a map must be built; if not, record the map in ``report``.
+        """Return whether a map must be built.
+
+        If the result is False, the map is recorded in ``report`` as kept or failed.
 
         The arguments ``name``, ``cache_key`` and ``data`` are the same as in ``plan.map_state``.
         """
@@ -185,7 +188,11 @@ class MapBuilder:
         )
 
     def cache_key(self, **data: Any) -> dict[str, Any]:
-        """Return ``data`` and all other values that determine the content of a map, for JSON."""
+        """Return the values that determine the content of a map, as a dict of JSON values.
+
+        Args:
+            **data: Values that depend on the source, such as the fingerprint of a slide.
+        """
         # Without this setting, the key is the same as in maps of version 0.1.0.
         excluded = {"exclude_flagged": True} if self.exclude_flagged else {}
         return {
@@ -199,7 +206,11 @@ class MapBuilder:
         }
 
     def flag_mpp(self, patch_px: int, mpp: float) -> float | None:
-        """Return ``mpp``, or None if the patches are too small for quality flags."""
+        """Return ``mpp`` if the patches are large enough for quality flags, else None.
+
+        Raises:
+            MapError: The patches are too small, and ``exclude_flagged`` needs quality flags.
+        """
         if can_flag(patch_px, mpp=mpp):
             return mpp
         if self.exclude_flagged:
@@ -294,7 +305,10 @@ class MapBuilder:
 
 
 def _role(predictor: Predictor, patient: str) -> str:
-    """Return a patient's role; if checkpoints differ, the first of "train", "val", "test"."""
+    """Return a patient's role: "train", "val", "test" or ``NO_ROLE``.
+
+    If the checkpoints have different roles for the patient, return the first in this order.
+    """
     if patient in predictor.patients("train"):  # includes patients of the pretraining
         return "train"
     roles = {checkpoint.split.get(patient, NO_ROLE) for checkpoint in predictor.checkpoints}

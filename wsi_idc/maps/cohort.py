@@ -86,9 +86,12 @@ class Cohort:
     _slides: dict[tuple[Any, ...], str] = field(default_factory=dict)  # map name of each slide
 
     def add(self, path: Path, patient_map: PatientMap, *, threshold: float | None = None) -> None:
-        """Add the map of file ``path``; raise MapError if the table already has this map.
+        """Add a map that was read from the file ``path``.
 
         A patient has either one map, or a map for each slide.
+
+        Raises:
+            MapError: The table already has this map, or the patient would have both kinds of maps.
         """
         patient, name = patient_map.patient, patient_map.map_name
         names = self._names.setdefault(patient, [])
@@ -118,7 +121,7 @@ class Cohort:
         return pd.DataFrame(rows, columns=list(COLUMNS)).astype(_TYPES)
 
     def patients(self) -> pd.DataFrame:
-        """Return the table of patients: one row per patient, with ``PATIENT_COLUMNS``."""
+        """Return the table of patients: one row per patient. Columns are ``PATIENT_COLUMNS``."""
         rows = [self.patient_row(patient) for patient, names in self._names.items() if names]
         return pd.DataFrame(rows, columns=list(PATIENT_COLUMNS)).astype(PATIENT_TYPES)
 
@@ -145,7 +148,7 @@ def _file_name(path: Path, row: Mapping[str, Any]) -> str:
 
 
 def num_models(table: pd.DataFrame) -> int:
-    """Count the different combinations of model, views and threshold in a table of maps."""
+    """Count the different combinations of model, threshold and settings in a table of maps."""
     return len(table[list(_MODEL_COLUMNS)].drop_duplicates())
 
 
@@ -172,7 +175,8 @@ def read_cohort(maps: Path | Sequence[Path], *, threshold: float | None = None) 
 
     Args:
         maps: Folder of maps, or map files.
-        threshold: Lowest probability that is called IDC; None means each map's threshold.
+        threshold: Lowest probability at which a patch is called IDC; None means the threshold of
+            each map.
     """
     cohort = Cohort()
     for path in map_paths(maps) if isinstance(maps, Path) else maps:
@@ -198,7 +202,7 @@ def write_cohort(maps: Path) -> tuple[Path, Path, Path] | None:
 
 
 def is_older_table(folder: Path, maps: Iterable[Path]) -> bool:
-    """Return whether ``folder`` has a cohort table that is older than one of the map files."""
+    """Return whether ``folder`` has a cohort table that is older than one of the files ``maps``."""
     csv, h5 = folder / COHORT_CSV, folder / COHORT_H5
     if not is_cohort(h5):
         return False
@@ -210,10 +214,10 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
     """Return the row of a map for the cohort table, without the column ``map``.
 
     An area is the sum of the areas of grid cells. Each cell is counted once, also if patches
-    overlap. The part of a cell beyond the edge of the slide is not counted. With
-    ``exclude_flagged``, areas and the largest region leave out flagged patches; fractions and means
-    include them. Agreement with the labels is computed from the patches with a known label.
-    Undefined values are NaN.
+    overlap. The part of a cell beyond the edge of the slide is not counted. If the map excludes
+    flagged patches, areas and the largest region do not include these patches, but fractions and
+    means include these patches. Agreement with the labels is computed from the patches with a
+    known label. Undefined values are NaN.
     """
     row_col, model = patient_map.row_col, patient_map.model
     cell_mm2 = (patient_map.cell_px * patient_map.mpp / 1000) ** 2
@@ -251,26 +255,33 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
 
 
 def flag_counts_of(row: Mapping[str, Any]) -> dict[str, int]:
-    """Return the number of patches with each flag of a row; empty if the map has no flags."""
+    """Return a dict from flag to number of patches for a row of the cohort table.
+
+    The dict is empty if the map has no quality flags.
+    """
     known = {name: row[f"flagged_{name}"] for name in FLAGS if f"flagged_{name}" in row}
     return {name: int(value) for name, value in known.items() if not np.isnan(value)}
 
 
 def _flag_counts(patient_map: PatientMap) -> dict[str, float]:
-    """Return the number of flagged patches, and of the patches with each flag; NaN if unknown."""
+    """Return the flag columns of a row: the number of flagged patches, and a number per flag.
+
+    Unknown numbers are NaN.
+    """
     counts, flags = patient_map.flag_counts(), patient_map.flags
     flagged = {"flagged": np.nan if flags is None else float((flags > 0).sum())}
     return flagged | {f"flagged_{name}": float(counts.get(name, np.nan)) for name in FLAGS}
 
 
 def patient_row(rows: Sequence[Mapping[str, Any]], labelled: Sequence[Labelled]) -> dict[str, Any]:
-    """Return a patient's row of the table of patients from the rows of the patient's slides.
+    """Combine the rows of a patient's slides into one row of the table of patients.
 
     Numbers of patches are summed, and areas are summed. Fractions and means are computed over all
-    patches of the patient. Agreement is computed over all labelled patches of the patient. The
-    largest region is the maximum over the slides. If slides have different thresholds, the
-    threshold is NaN. Different texts of the slides are joined by a space. If only some slides leave
-    out flagged patches, ``excluded_flags`` is "mixed".
+    patches of the patient. Agreement with the labels is computed over the patches in ``labelled``,
+    which has the labels and probabilities of each slide. The largest region is the maximum over the
+    slides. If slides have different thresholds, the threshold is NaN. Different texts of the slides
+    are joined by a space. If only some slides leave out flagged patches, ``excluded_flags`` is
+    "mixed".
     """
     thresholds = [row["threshold"] for row in rows]
     sums = {
@@ -303,13 +314,18 @@ def patient_row(rows: Sequence[Mapping[str, Any]], labelled: Sequence[Labelled])
 
 
 def labelled_patches(patient_map: PatientMap) -> Labelled:
-    """Return label and probability of the patches with a known label."""
+    """Return the labels and the probabilities of all patches with a known label."""
     is_known = patient_map.label >= 0
     return patient_map.label[is_known], patient_map.probability[is_known]
 
 
 def _agreement(labelled: Sequence[Labelled], thresholds: Sequence[float]) -> dict[str, float]:
-    """Compare labels with probabilities; ``thresholds`` has the threshold of each map."""
+    """Compare the labels of maps with the probabilities.
+
+    Args:
+        labelled: For each map, the labels and probabilities of the patches with a known label.
+        thresholds: For each map, the threshold.
+    """
     counts = np.zeros(4)
     for (label, probability), threshold in zip(labelled, thresholds, strict=True):
         counts += list(vars(confusion(label, probability, threshold=threshold)).values())
@@ -325,13 +341,16 @@ def _agreement(labelled: Sequence[Labelled], thresholds: Sequence[float]) -> dic
 
 
 def _num_cells(row_col: NDArray[np.int32], on_slide: NDArray[np.float32]) -> float:
-    """Count the different cells; a cell at the edge adds only its fraction on the slide."""
+    """Count different cells. For a cell at the edge, only the fraction on the slide is added."""
     _, first = np.unique(row_col, axis=0, return_index=True)
     return float(on_slide[first].sum(dtype=np.float64))
 
 
 def format_note(value: Any) -> str:
-    """Return a value as text; the text of an ensemble has a short SHA-256 per checkpoint."""
+    """Return a value of a record as text.
+
+    The text for an ensemble is a list of short SHA-256 hashes, one per checkpoint.
+    """
     is_ensemble = isinstance(value, list) and all(
         isinstance(member, Mapping) and member.get("sha256") for member in value
     )

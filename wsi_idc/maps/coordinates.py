@@ -24,7 +24,7 @@ class GridTransform:
         x, y: Position of the top left corner of cell (0, 0).
         side: Side of a cell; not always an integer, because slide and map differ in resolution.
         mpp: Microns per px.
-        right, bottom: Position of the edges of the slide; infinite without a slide.
+        right, bottom: Position of the edges of the slide; infinity if the map has no slide.
     """
 
     x: float
@@ -35,13 +35,13 @@ class GridTransform:
     bottom: float = math.inf
 
     def points(self, col_row: NDArray) -> NDArray[np.float64]:
-        """Return corners of cells in px.
+        """Return the top left corners of cells in px.
 
         A corner is computed as a multiple of the exact side of a cell, not as a sum of rounded
         sides. Therefore rounding errors do not add up along the grid.
 
         Args:
-            col_row: Column and row of each cell whose top left corner is computed, shape (..., 2).
+            col_row: Column and row of each cell, shape (..., 2).
 
         Returns:
             x and y of each corner, in the shape of ``col_row``.
@@ -50,17 +50,24 @@ class GridTransform:
         return points.round(_DECIMALS)
 
     def is_on_slide(self, col_row: NDArray) -> NDArray[np.bool_]:
-        """Return whether a part of each cell is on the slide, shape (...)."""
+        """Return True for each cell that is completely or partly on the slide.
+
+        Args:
+            col_row: Column and row of each cell, shape (..., 2).
+
+        Returns:
+            Array of bool, shape (...).
+        """
         x, y = np.moveaxis(self.points(col_row), -1, 0)
         return (x < self.right) & (y < self.bottom)
 
     def clip(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Move points beyond the right or bottom edge of the slide to this edge."""
+        """Limit x of each point to the right edge of the slide, and y to the bottom edge."""
         return np.minimum(points, (self.right, self.bottom))
 
 
 def stable_id(patient_map: PatientMap, part: str) -> str:
-    """Return the UUID of a part of a map. The UUID depends only on name, grid and ``part``."""
+    """Return the UUID of a part of a map. The UUID depends only on map name, grid and ``part``."""
     grid = f"{patient_map.patch_px}px/{patient_map.cell_px}px/{patient_map.mpp:g}um"
     return str(uuid.uuid5(_NAMESPACE, f"{patient_map.map_name}/{grid}/{part}"))
 
@@ -70,10 +77,10 @@ def grid_transform(patient_map: PatientMap, coordinates: str = "qupath") -> Grid
 
     Args:
         patient_map: The map.
-        coordinates: "level0", "qupath" or "image". "level0" counts full-resolution px from the
-            corner of the slide. "qupath" counts these px from the corner of the scanned area,
-            because QuPath shows only this area. "image" counts px of the stitched picture. For a
-            slide without bounds, "qupath" equals "level0". Without a slide, all three are equal.
+        coordinates: "level0" means level-0 px from the top left corner of the slide. "qupath"
+            means level-0 px from the top left corner of the scanned area, because QuPath shows
+            only this area. "qupath" equals "level0" if the map has no slide, or if the slide has
+            no scanned area. "image" means px of the stitched picture.
 
     Raises:
         MapError: The corners of the patches are not on a grid.

@@ -1,4 +1,4 @@
-"""Arrays that grow block by block and take little memory: large ones are in temporary files."""
+"""Arrays that grow block by block. Large arrays are in temporary files, to save memory."""
 
 import tempfile
 import weakref
@@ -38,7 +38,11 @@ class DiskArray:
         return self.shape[0] if self.shape else 0
 
     def append(self, block: NDArray) -> None:
-        """Append a block, shape (n, ...); raise DiskFullError if the disk is full."""
+        """Append a block of n rows, shape (n, ...).
+
+        Raises:
+            DiskFullError: The disk is full.
+        """
         with full_disk_as_error(self._folder):
             self._file.write(np.ascontiguousarray(block).data)
         self.shape, self._dtype = (len(self) + len(block), *block.shape[1:]), block.dtype
@@ -71,10 +75,10 @@ def _close(file: Any) -> None:
 
 
 class StoredPrediction:
-    """Logits, CAMs, distances and flags of a patient, collected batch by batch.
+    """Predictions for the patches of a patient, collected batch by batch.
 
     The values of each batch are copied. Otherwise the small arrays of all batches would stay in
-    memory and fragment the memory. Then the network could not reuse freed memory.
+    memory, and the network could not use the free memory between these arrays.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,7 +98,7 @@ class StoredPrediction:
             self._flags.append(part.flags)
 
     def prediction(self) -> RawPrediction:
-        """Return the prediction of all patches; its CAM is a ``DiskArray``, or None."""
+        """Return the predictions for all patches. CAMs are a ``DiskArray``; None without CAMs."""
         cam: Any = self._cam if len(self._cam) else None
         distance = self._distance[:] if len(self._distance) else None
         flags = self._flags[:] if len(self._flags) else None

@@ -43,7 +43,7 @@ class PackSource:
         return self.pack.rows_of(patient, slide or None)
 
     def shard(self, index: int, count: int) -> "PackSource":
-        """Return shard ``index`` of ``count`` shards; all have about the same number of patches.
+        """Return shard ``index`` of ``count`` shards with about the same number of patches.
 
         The slides of a patient are in the same shard.
         """
@@ -142,7 +142,12 @@ class PackSource:
 
 @dataclass(frozen=True)
 class PatchReader:
-    """Pixels of the patches ``rows`` of a pack; ``reader[i]`` reads the patches ``rows[i]``."""
+    """Reader of the patches of a map in a pack. ``reader[indices]`` returns pixels of patches.
+
+    Attributes:
+        pack: The pack.
+        rows: For each patch of the map, the index of this patch in the pack.
+    """
 
     pack: Pack
     rows: NDArray[np.int64]
@@ -166,9 +171,12 @@ def _until_stop(
 def _by_map(
     batches: Iterator[RawPrediction], rows: Mapping[str, NDArray[np.int64]], folder: Path
 ) -> Iterator[tuple[str, RawPrediction]]:
-    """Split and join predictions of batches; yield one prediction per map, with all its patches.
+    """Yield the name of each map, and the predictions for all patches of the map.
 
-    CAMs are stored in temporary files in ``folder`` if they are large.
+    Args:
+        batches: Predictions for all patches, in batches.
+        rows: For each map name, the patches of the map, in the order of the batches.
+        folder: Folder of the temporary files for large CAMs.
     """
     batch, start = None, 0
     for name, members in rows.items():

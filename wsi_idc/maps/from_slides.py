@@ -73,7 +73,7 @@ class SlideSource:
     def plan(self, builder: MapBuilder) -> list[PlannedMap]:
         """Return the state and the size of each map; raise the errors of ``validate``.
 
-        All slides are segmented. If a slide cannot be used, its state is the reason.
+        The tissue of each slide is segmented. If a slide cannot be used, the state is the reason.
         """
         self.validate(builder)
         return [self._plan_slide(row, builder) for row in self.slides]
@@ -157,7 +157,7 @@ class SlideSource:
     def _segment_and_tile(
         self, builder: MapBuilder, row: ManifestRow, slide: Slide, cache_key: dict[str, Any]
     ) -> tuple[PatientPatches, SlidePatches]:
-        """Find the tissue of a slide and the positions of the patches, without reading patches."""
+        """Find the tissue of a slide and the positions of its patches. Pixels are not read."""
         spec, settings = input_spec(builder.predictor), self.settings.for_slide(row)
         tiled = tile_slide(slide, settings, patch_px=spec.patch_px, mpp=spec.mpp)
         reader = tiled.patches
@@ -212,7 +212,7 @@ class SlideSource:
 
 
 def _slide_name(row: ManifestRow) -> str:
-    """Return SLIDE of the map name PATIENT/SLIDE; empty for the only slide of a patient."""
+    """Return the part SLIDE of a map name PATIENT/SLIDE, or "" for the only slide of a patient."""
     return "" if row.is_only else row.slide_name
 
 
@@ -229,7 +229,7 @@ def _image_fits(patches: PatientPatches) -> bool:
 def _collect_pixels(
     batches: Iterator[NDArray[np.uint8]], pixels: DiskArray | None
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the batches; append each batch to ``pixels`` if the map gets a picture."""
+    """Yield the batches, and append each batch to ``pixels``; None means a map without picture."""
     for patches in batches:
         if pixels is not None:
             pixels.append(patches)
@@ -237,7 +237,11 @@ def _collect_pixels(
 
 
 def input_spec(predictor: Predictor) -> InputSpec:
-    """Return the common input settings of all networks; raise CheckpointError if sizes differ."""
+    """Return the input settings of all networks.
+
+    Raises:
+        CheckpointError: The networks take patches of different sizes.
+    """
     first, *others = predictor.checkpoints
     for checkpoint in others:
         spec, expected = checkpoint.input, first.input

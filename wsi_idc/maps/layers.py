@@ -21,14 +21,15 @@ class Layer:
     Attributes:
         name: Name of the layer in file names.
         title: Title of the layer in pictures and pages.
-        values: One value or one CAM per patch, shape (N,) or (N, h, w); None for the tissue.
+        values: One value per patch, shape (N,), or one CAM per patch, shape (N, h, w). The layer
+            of the tissue has no values.
         vmax: Value that has the last color of the colormap; 0 has the first color.
         is_open: Whether values may be larger than ``vmax``.
         note: Remark about the values; may be empty.
         classes: For each value, the name of the class; only labels and flags have classes. Patches
             with another value have no color.
         colors: For each value in ``classes``, the color.
-        counts: For each value in ``classes``, the number of patches for legends; may be empty.
+        counts: For each value in ``classes``, the number of patches in the legend; may be empty.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Layer:
         return COLORMAPS.get(self.name, "")
 
     def legend_texts(self) -> dict[int, str]:
-        """Return the text of each class in a legend, with the number of patches if it is known."""
+        """Return the legend text of each class: the name, and the number of patches if known."""
         counted = {value: f"{self.classes[value]} ({num:,})" for value, num in self.counts.items()}
         return {**self.classes, **counted}
 
@@ -60,7 +61,8 @@ def layers_of(
     Args:
         patient_map: Map of a patient.
         has_tissue: Whether a picture of the tissue is available.
-        uncertainty_max: Uncertainty with the last color; None means ``robust_max`` of the map.
+        uncertainty_max: Uncertainty that has the last color of the colormap; None means the
+            ``robust_max`` of the map's uncertainties.
     """
     idc = patient_map.class_names[1]
     layers = [Layer("tissue", "Tissue", None)] if has_tissue else []
@@ -97,9 +99,9 @@ def layers_of(
 
 
 def flag_numbers(patient_map: PatientMap) -> NDArray[np.uint8]:
-    """Return the number of each patch's flag, shape (N,): 0 means no flag, 1 the first flag.
+    """Return a flag number for each patch: 0 for no flag, 1 for the first flag, and so on.
 
-    If a patch has several flags, the last flag gives the number.
+    A patch with several flags has the number of its last flag. The shape is (N,).
     """
     assert patient_map.flags is not None
     numbers = np.zeros_like(patient_map.flags)
@@ -109,7 +111,7 @@ def flag_numbers(patient_map: PatientMap) -> NDArray[np.uint8]:
 
 
 def flags_in_words(counts: Mapping[str, int], *, are_excluded: bool = False) -> str:
-    """Return ``PatientMap.flag_counts`` as text, such as "12 blur, 3 pen"."""
+    """Return the counts from ``PatientMap.flag_counts`` as text, such as "12 blur, 3 pen"."""
     if not counts:
         return "unknown: the map is of an older version, or its patches are too small"
     words = ", ".join(f"{num:,} {name}" for name, num in counts.items() if num) or "no patch"
@@ -117,15 +119,14 @@ def flags_in_words(counts: Mapping[str, int], *, are_excluded: bool = False) -> 
 
 
 def crop_to_patches(patient_map: PatientMap) -> PatientMap:
-    """Return the map without the empty rows and columns before the first patch."""
+    """Return the map without the empty rows at the top and the empty columns at the left."""
     return replace(patient_map, row_col=patient_map.row_col - patient_map.row_col.min(axis=0))
 
 
 def robust_max(values: NDArray[np.float32]) -> float:
     """Return the 99.5th percentile of all values, or 1 if this percentile is not positive.
 
-    Values above the percentile have the same color. A few very large values therefore do not make
-    all other values dark.
+    If a color scale ends at this value, a few very large values do not make all other values dark.
     """
     finite = values[np.isfinite(values)]
     top = float(np.percentile(finite, TOP_PERCENTILE)) if finite.size else 0.0

@@ -70,13 +70,16 @@ def slide_paths(path: Path) -> list[Path]:
 
 
 def folder_of_slide(path: Path) -> str:
-    """Return PATIENT for PATIENT/SLIDE.h5 if PATIENT.h5 is a patient file; else return ""."""
+    """Return the name of the folder PATIENT for a map file PATIENT/SLIDE.h5.
+
+    If there is no patient file PATIENT.h5 beside the folder, return "".
+    """
     folder = path.absolute().parent
     return folder.name if is_patient_file(folder.with_name(f"{folder.name}.h5")) else ""
 
 
 def is_patient_file(path: Path) -> bool:
-    """Return whether a file PATIENT.h5 links maps of slides that are in the folder PATIENT."""
+    """Return whether a file PATIENT.h5 is a patient file and has a folder PATIENT beside it."""
     # The test for a folder is first, because it is fast and most patients have no folder.
     return path.with_suffix("").is_dir() and has_patient_format(path)
 
@@ -111,13 +114,17 @@ def read_map_without_cams(path: Path) -> PatientMap:
 
 
 def has_flags(path: Path) -> bool:
-    """Return whether a map file has quality flags; maps of older versions have none."""
+    """Return whether a map file has quality flags; maps of older versions have no flags."""
     with _errors_as_map_error(path), open_hdf5(path) as file:
         return hdf5.has_link(file, "flags")
 
 
 def exclude_flagged(path: Path, patient_map: PatientMap) -> PatientMap:
-    """Return the map of a file with areas and regions that leave out flagged patches.
+    """Return a copy of a map whose areas and regions leave out flagged patches.
+
+    Args:
+        path: Map file, for the error message.
+        patient_map: The map.
 
     Raises:
         MapError: The map has no flags.
@@ -133,8 +140,8 @@ def exclude_flagged(path: Path, patient_map: PatientMap) -> PatientMap:
 def read_provenance(path: Path) -> dict[str, Any] | None:
     """Check a map file and return its provenance. The values of CAMs are not checked.
 
-    Return None if the file is missing. Raise MapError if the file is not a usable map. Only
-    ``--overwrite`` replaces such a file, because the file may be of another program.
+    Return None if the file is missing. Raise MapError if the file is not a usable map. An unusable
+    file may be of another program, so only ``--overwrite`` replaces the file.
     """
     if not path.exists():
         return None
@@ -142,7 +149,10 @@ def read_provenance(path: Path) -> dict[str, Any] | None:
 
 
 def read_image(path: Path) -> NDArray[np.uint8] | None:
-    """Read the tissue picture (rows * cell_px, cols * cell_px, 3); None if there is no picture."""
+    """Read the picture of the tissue; return None if the map has no picture.
+
+    The shape is (rows * cell_px, cols * cell_px, 3).
+    """
     with open_image(path) as read_rows:
         return read_rows(0, None) if read_rows else None
 
@@ -152,9 +162,9 @@ def open_image(path: Path) -> Iterator[ReadRows | None]:
     """Open the picture of the tissue, so that a large picture can be read a few rows at a time.
 
     Yields:
-        Function ``read_rows(first, last)``. It returns the px rows ``first`` to ``last - 1``, shape
-        (last - first, cols * cell_px, 3), uint8. With ``last=None``, it returns all rows from
-        ``first`` on. If the map has no picture, None is yielded instead of the function.
+        Function ``read_rows(first, last)``, or None if the map has no picture. The function returns
+        the px rows ``first`` to ``last - 1``, shape (last - first, cols * cell_px, 3), uint8. With
+        ``last=None``, the function returns all rows from ``first`` on.
     """
     # Errors in the ``with`` block of the caller must not become a MapError.
     with ExitStack() as stack:

@@ -37,7 +37,7 @@ _CELLS_PER_CHUNK = 8  # a chunk of the picture has up to 8 cells of a grid row
 
 
 class _MapFile(io.FileIO):
-    """File that HDF5 writes to. An error is stored, not raised: HDF5 may crash at an exception."""
+    """File that HDF5 writes to. Errors are stored, not raised: an exception may crash HDF5."""
 
     error: OSError | None = None
 
@@ -141,7 +141,7 @@ def _write_columns(file: h5py.File, patient_map: PatientMap) -> None:
 
 
 def _flag_attributes(patient_map: PatientMap) -> dict[str, Any]:
-    """Return the bits and names of the flags, as the CF conventions for NetCDF define them."""
+    """Return the HDF5 attributes for the flags, as in the CF conventions for NetCDF."""
     masks = np.array(list(patient_map.flag_bits.values()), np.uint8)
     return {"flag_masks": masks, "flag_meanings": " ".join(patient_map.flag_bits)}
 
@@ -216,7 +216,7 @@ def _write_slide(file: h5py.File, slide: SlideView) -> None:
 
 
 def _write_axes(group: h5py.Group, patient_map: PatientMap, *, points: tuple[int, ...]) -> None:
-    """Write the axes x and y in um; each grid cell has ``points`` = (h, w) points."""
+    """Write the axes x and y in um; ``points`` is the number of points per cell along y and x."""
     cell_um = patient_map.cell_px * patient_map.mpp
     origin_um = patient_map.origin_px * patient_map.mpp
     for name, count, parts in zip("yx", patient_map.shape, points, strict=True):
@@ -254,7 +254,7 @@ def _write_image(file: h5py.File, patient_map: PatientMap) -> None:
 
 
 def image_bytes(patches: PatientPatches) -> int:
-    """Return the size of the picture in a map file; the file has only chunks with a patch."""
+    """Return the size of the picture in a map file. Chunks without a patch are not stored."""
     wide = min(patches.shape[1], _CELLS_PER_CHUNK)
     num_chunks = len(np.unique(patches.row_col // (1, wide), axis=0))
     return 3 * patches.cell_px**2 * wide * num_chunks
@@ -262,7 +262,7 @@ def image_bytes(patches: PatientPatches) -> int:
 
 @dataclass
 class MapReport:
-    """Result of ``MapBuilder.build``; keys are map names (PATIENT or PATIENT/SLIDE).
+    """Result of ``MapBuilder.build``. The keys of each dict are map names.
 
     Attributes:
         made: Files of new maps.
@@ -271,7 +271,7 @@ class MapReport:
         patches: Number of patches of each new map.
         idc_fraction: Fraction of the patches of each new map that are called IDC.
         smoothed_idc_fraction: ``idc_fraction`` after smoothing; None without smoothing.
-        caution: Reason not to trust each new map; may be empty.
+        caution: For each new map, the reasons not to trust the map; may be empty.
         flagged: Number of patches with each quality flag in each new map.
         without_flags: Names of the kept maps that an older version made without quality flags.
     """

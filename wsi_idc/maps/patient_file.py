@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 def write_patient_file(path: Path) -> None:
     """Write the file of a patient with several slides in one atomic step.
 
-    The file ``PATIENT.h5`` describes the maps in the folder ``PATIENT``. Its attributes are the
-    patient's row in the table of patients. Its table is the part of the cohort table for these
-    maps. ``/maps/SLIDE`` is an external link to the map of a slide.
+    The file ``PATIENT.h5`` describes the maps in the folder ``PATIENT``. The attributes of the
+    file are the patient's row in the table of patients. The table of the file has the rows of
+    these maps in the cohort table. ``/maps/SLIDE`` is an external link to the map of a slide.
 
     Raises:
         BusyError: Another process is writing the file.
@@ -40,7 +40,7 @@ def write_patient_file(path: Path) -> None:
 
 
 def _read_slides(path: Path) -> Cohort:
-    """Read the maps of a patient's slides; leave out other files and log their names."""
+    """Read the maps of a patient's slides; leave out unusable files and log the reasons."""
     cohort = Cohort()
     for file in slide_paths(path):
         try:
@@ -56,7 +56,7 @@ def _read_slides(path: Path) -> Cohort:
 
 
 def read_patient_file(path: Path) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Read a patient file: the patient's row in the table of patients, and the rows of the maps.
+    """Read the patient's row and the table of maps from a patient file.
 
     Raises:
         MapError: The file is missing, damaged, or not a patient file.

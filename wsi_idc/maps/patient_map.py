@@ -23,7 +23,8 @@ class SlideView:
         width, height: Size of level 0 in px.
         thumbnail: Thumbnail of the complete slide, shape (h, w, 3), uint8.
         tissue: Mask of the tissue in the thumbnail, shape (h, w), bool.
-        mpp_source: Origin of ``mpp``: "file", "given", or "given, but the file states 0.5".
+        mpp_source: Origin of ``mpp``: "file", "given", or a text such as "given, but the file
+            states 0.5".
         bounds: Scanned area; None means the complete slide. QuPath crops a slide to this area.
     """
 
@@ -53,7 +54,7 @@ class PatientPatches:
         row_col: Row and column of each patch in the grid, shape (N, 2), int32.
         label: Label of each patch: class 0 or 1, or -1 if unknown, shape (N,), int8.
         stride_px: Distance between neighboring patches in px; None if patches do not overlap.
-        slide: Overview of the slide; None for a pack.
+        slide: Overview of the slide; None for a pack that was not made from slides.
         slide_name: Name of the slide; empty if the patient has only one slide.
     """
 
@@ -87,7 +88,7 @@ class PatientPatches:
 
     @property
     def origin_px(self) -> float:
-        """Distance of cell (0, 0) from the left and the top edge of the slide in px."""
+        """Distance of cell (0, 0) from the left and the top edge of its patch, in px."""
         return (self.patch_px - self.cell_px) / 2
 
     @property
@@ -105,7 +106,7 @@ class PatientPatches:
 
     @property
     def fraction_on_slide(self) -> NDArray[np.float32]:
-        """Fraction of the area of each patch's cell that is on the slide, shape (N,)."""
+        """For each patch, the fraction of the patch's cell that is on the slide; shape (N,)."""
         if self.slide is None:
             return np.ones(len(self.row_col), np.float32)
         side, margin = self.cell_size_level0, self.origin_px * self.mpp / self.level0_mpp
@@ -124,7 +125,7 @@ class PatientPatches:
 
     @property
     def level0_size(self) -> tuple[int, int]:
-        """Width and height of level 0 in px; for a pack, the size of the grid."""
+        """Width and height of level 0 in px; without a slide, the size of the grid."""
         if self.slide is not None:
             return self.slide.width, self.slide.height
         rows, cols = self.shape
@@ -132,7 +133,7 @@ class PatientPatches:
 
 
 def role_text(model: Mapping[str, Any]) -> str:
-    """Return the role of a map's patient, such as "a test patient of the model".
+    """Return the role of a patient as text, such as "a test patient of the model".
 
     Args:
         model: Summary of the checkpoints, as in ``PatientMap``.
@@ -165,11 +166,11 @@ class PatientMap(PatientPatches):
         smoothed: Probability of each patch, smoothed over neighboring patches, shape (N,), float32;
             None without smoothing.
         smoothing: Parameters and threshold of the smoothing; None without smoothing.
-        novelty: How much each patch differs from the train patches, 0..1, shape (N,), float32, as
-            in ``models.novelty``; None if the checkpoint has no novelty model.
+        novelty: Difference of each patch from the train patches, from 0 to 1, shape (N,), float32;
+            None if the checkpoint has no novelty model. ``models.novelty`` defines the values.
         novelty_limit: Largest mean novelty that is usual for a patient; None without ``novelty``.
-        flags: Bits of the quality flags of each patch, shape (N,), uint8; None in older maps, and
-            if patches are too small for flags.
+        flags: Bits of the quality flags of each patch, shape (N,), uint8; None in maps of older
+            versions, and in maps with patches that are too small for flags.
         flag_bits: Dict from the name of each flag, such as "blur", to its bit in ``flags``.
         exclude_flagged: Whether areas and regions leave out the patches that have a flag.
         patches: Pixels of the patches, shape (N, patch_px, patch_px, 3), uint8; None if the map
@@ -210,7 +211,8 @@ class PatientMap(PatientPatches):
     def caution(self) -> str:
         """Reasons not to trust the map; the text is empty without a reason.
 
-        The patches are unlike the train patches, or the given mpp contradicts the slide file.
+        Possible reasons are that the patches are unlike the train patches, and that the given mpp
+        contradicts the slide file.
         """
         reasons = []
         if self.novelty is not None and self.novelty_limit is not None:
@@ -222,7 +224,7 @@ class PatientMap(PatientPatches):
         return "; ".join(filter(None, reasons))
 
     def flag_counts(self) -> dict[str, int]:
-        """Return the number of patches with each flag, by name; empty without flags."""
+        """Return a dict from flag to number of patches; empty if the map has no flags."""
         if self.flags is None:
             return {}
         return {name: int(((self.flags & bit) > 0).sum()) for name, bit in self.flag_bits.items()}
@@ -235,18 +237,21 @@ class PatientMap(PatientPatches):
         return self.flags == 0
 
     def called_grid(self, threshold: float) -> NDArray[np.bool_]:
-        """Return the cells of regions called IDC, shape (rows, cols)."""
+        """Return True for each cell of a region called IDC. The shape is (rows, cols)."""
         called = (self.probability >= threshold) & self.is_counted
         return scatter_to_grid(called, self.row_col, shape=self.shape, fill=False)
 
     def cell_cams(self, indices: Any = slice(None)) -> NDArray[np.float32]:
-        """Crop the CAM of each patch to its grid cell, (N, h, w); ``indices`` selects patches."""
+        """Return the CAMs of the patches ``indices``, cropped to the cells of these patches.
+
+        The shape is (N, h, w).
+        """
         if self.cam is None:
             raise ValueError("the map was made without a CAM")
         return crop_center(self.cam[indices], fraction=self.cell_px / self.patch_px)
 
     def grid(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return a grid of one value per patch, shape (rows, cols). Empty cells are NaN."""
+        """Return the values as a grid, shape (rows, cols). Cells without a patch are NaN."""
         return scatter_to_grid(values, self.row_col, shape=self.shape, fill=np.nan)
 
     def probability_grid(self) -> NDArray[np.float32]:
@@ -258,14 +263,15 @@ class PatientMap(PatientPatches):
         return scatter_to_grid(self.label, self.row_col, shape=self.shape, fill=-1)
 
     def cam_mosaic(self) -> NDArray[np.float32]:
-        """Join the CAMs on the grid, shape (rows * h, cols * w). Cells without a patch are NaN.
+        """Join the CAMs of all patches into one array, shape (rows * h, cols * w).
 
-        If patches overlap, the CAM of each patch is cropped to the patch's cell.
+        If patches overlap, the CAM of each patch is cropped to the patch's cell. Cells without a
+        patch are NaN.
         """
         return np.concatenate(list(self.cam_strips()))
 
     def cam_strips(self) -> Iterator[NDArray[np.float32]]:
-        """Yield the part of ``cam_mosaic`` for each row of the grid, shape (h, cols * w)."""
+        """Yield ``cam_mosaic`` one grid row at a time. Each part has the shape (h, cols * w)."""
         row, col = self.row_col.T
         for number in range(self.shape[0]):
             members = np.flatnonzero(row == number)

@@ -51,10 +51,11 @@ class PlannedMap:
 def map_state(
     folder: Path, name: str, cache_key: Mapping[str, Any], *, data: str, overwrite: bool
 ) -> str:
-    """Decide whether an existing map is kept or built again.
+    """Decide whether a map must be built, is up to date, or cannot be built.
 
-    A map of another checkpoint, other settings or other data is replaced only with ``overwrite``.
-    A patient file and a map also replace each other only with ``overwrite``.
+    An existing map of another checkpoint, other settings or other data is replaced only with
+    ``overwrite``. The same is true if a map would replace a patient file, or if a patient file
+    would replace a map.
 
     Args:
         folder: Folder of the maps.
@@ -135,7 +136,8 @@ def shard(sizes: Mapping[str, int], index: int, count: int) -> list[str]:
 def assign_shards(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     """Return a dict from name to shard number, counted from 0.
 
-    From the largest to the smallest size, each name goes to the shard with the smallest total size.
+    The names are assigned from the largest to the smallest size. Each name is assigned to the
+    shard that has the smallest total size so far.
     """
     loads = [(0, index) for index in range(count)]  # a heap of (total size, number) of each shard
     shard_of = {}

@@ -1,4 +1,4 @@
-"""Find outdated maps: their slides now belong to other patients."""
+"""Find maps whose slides now belong to other patients."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -14,8 +14,9 @@ def find_regrouped(
 ) -> list[Path]:
     """Return the outdated maps in a folder, and the pictures beside them.
 
-    A map is outdated if its slide now has a map of another name, or if it is in the folder of a
-    patient who no longer has this slide. Other maps are not returned: they may be of other data.
+    A map is outdated if its slide now has another map name, or if the map is in the folder of a
+    patient of ``names`` who no longer has this slide. Maps of unknown slides and patients are not
+    returned, because these maps may be of other data.
 
     Args:
         folder: Folder of the maps.

@@ -12,8 +12,8 @@ def read_small_image(path: Path, max_side_px: int) -> Pixels | None:
     """Read the picture of the tissue; its sides have at most ``max_side_px`` px.
 
     Returns:
-        Picture, shape (rows * n, cols * n, 3); n px are the side of a cell, at most ``cell_px``.
-        None if the map has no picture.
+        Picture, shape (rows * n, cols * n, 3), or None if the map has no picture. A cell has a side
+        of n px, where n is at most ``cell_px`` of the map.
     """
     patient_map = read_map_without_cams(path)
     rows, cols = patient_map.shape

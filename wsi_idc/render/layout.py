@@ -45,7 +45,12 @@ def panel_grid(num: int) -> tuple[int, int]:
 
 
 def fit_panel(size: tuple[float, float], num: int) -> tuple[float, float]:
-    """Return the largest panel size (width, height) in mm at which ``num`` panels fit on a page."""
+    """Return the largest width and height of a panel in mm, if ``num`` panels are on a page.
+
+    Args:
+        size: Width and height of the panel in any unit; only the ratio matters.
+        num: Number of panels.
+    """
     rows, columns = panel_grid(num)
     width = (PAGE_MM - 2 * _MARGIN_MM - (columns - 1) * _GAP_MM) / columns
     height = (_MAX_HEIGHT_MM - 20) / rows - _TITLE_MM - _FOOT_MM

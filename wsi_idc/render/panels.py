@@ -61,7 +61,13 @@ class PanelInput:
         return {layer.name: layer for layer in layers_of(self.patient_map)}
 
     def make_panel(self, title: str, picture: Pixels, **options: Any) -> "Panel":
-        """Return a panel of the complete grid. ``options`` are further attributes of the panel."""
+        """Return a panel of the complete grid.
+
+        Args:
+            title: Text above the picture.
+            picture: RGB pixels of the panel.
+            **options: Other arguments of ``Panel``, such as ``legend``.
+        """
         rows, cols = self.patient_map.shape
         unit_mm = self.patient_map.cell_px * self.patient_map.mpp / 1000
         return Panel(title, picture, (cols, rows), unit_mm, **options)
@@ -69,7 +75,7 @@ class PanelInput:
 
 @dataclass(frozen=True)
 class ColorBar:
-    """A color bar from 0 to ``vmax``; ``colors`` has the shape (256, 3)."""
+    """A color bar from 0 to ``vmax``. The shape of the attribute ``colors`` is (256, 3)."""
 
     colors: Pixels
     vmax: float
@@ -80,7 +86,7 @@ class ColorBar:
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """An entry of a legend: the meaning of the color of areas, or of lines over the picture.
+    """An entry of a legend. The entry explains the color of areas or lines in the picture.
 
     Attributes:
         name: Meaning of the color.
@@ -245,7 +251,7 @@ PANELS: dict[str, Callable[[PanelInput], Panel]] = {
 
 
 def _scaled_grid(panel_input: PanelInput, layer: Layer) -> NDArray[np.float32]:
-    """Return the values of a layer on the grid, divided by ``vmax``. Empty cells are NaN."""
+    """Return a layer as a grid, with values divided by ``layer.vmax``. Empty cells are NaN."""
     patient_map, side, values = panel_input.patient_map, panel_input.cell_px, layer.values
     assert values is not None
     if values.ndim == 1:
@@ -262,7 +268,7 @@ def _color_bar(panel_input: PanelInput, layer: Layer, colors: Pixels) -> ColorBa
 
 
 def _colors_on_tissue(panel_input: PanelInput, table: Pixels) -> Pixels:
-    """Blend the colors of a color table with the mean gray of tissue; return shape (256, 3)."""
+    """Blend the colors of a color table with the mean gray of tissue. The shape is (256, 3)."""
     rows, cols = panel_input.patient_map.shape
     cells = raster.downscale(panel_input.tissue, height=rows, width=cols)
     mean = cells[tuple(panel_input.patient_map.row_col.T)].mean(axis=0)

@@ -1,6 +1,6 @@
 """Draw views of a map as PNG for the screen and as PDF for print.
 
-Positions and sizes of panels are in mm. Font sizes are for print.
+Positions and sizes of panels are in mm. Font sizes fit a printed page.
 """
 
 from dataclasses import replace
@@ -52,8 +52,10 @@ def render_map(
         outs: Picture files, .png or .pdf; each file is replaced in one atomic step.
         view: Name of a view, from ``VIEWS``.
         dpi: Resolution of a PNG file, and of the pictures in a PDF file.
-        threshold: Lowest probability that is called IDC; None means the map's threshold.
-        exclude_flagged: Whether regions leave out flagged patches; False: only if the map does.
+        threshold: Lowest probability at which a patch is called IDC; None means the threshold of
+            the map.
+        exclude_flagged: True means that regions leave out flagged patches. False means that the
+            setting of the map is used.
 
     Raises:
         MapError: The map cannot be read, or has no data for this view.
@@ -80,7 +82,9 @@ def figure_of(
     threshold: float | None = None,
     exclude_flagged: bool = False,
 ) -> Figure:
-    """Return the figure that ``render_map`` writes. Call this function inside ``page_style``.
+    """Return the figure that ``render_map`` writes.
+
+    This function must be called in a ``with page_style()`` block.
 
     Raises:
         MapError: The map cannot be read, or has no data for this view.
@@ -126,7 +130,8 @@ def read_panel_input(
         patient_map: Map in this file, as ``read_map`` returns it.
         num_panels: Number of panels on the page.
         dpi: Resolution of the page.
-        threshold: Lowest probability that is called IDC; None means the map's threshold.
+        threshold: Lowest probability at which a patch is called IDC; None means the threshold of
+            the map.
     """
     first_row, first_col = patient_map.row_col.min(axis=0)
     cropped = crop_to_patches(patient_map)

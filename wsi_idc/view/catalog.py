@@ -1,4 +1,4 @@
-"""Catalog of what the viewer can show: maps with their slides, and slides without a map."""
+"""Catalog of the viewer: maps with their slides, and slides without a map."""
 
 import logging
 from collections import Counter
@@ -23,8 +23,7 @@ class CatalogItem:
     """A map, or a slide without a map.
 
     Attributes:
-        name: Unique name: the name of the map or the slide. If several folders are shown, the
-            folder is the first part of this name.
+        name: Unique name: ``map_name``, or FOLDER/``map_name`` if several folders are shown.
         map_name: Name of the map or the slide. Maps of the same slide have the same name.
         map_path: Map file; None for a slide without a map.
         slide_path: Slide file; None for a map.
@@ -44,7 +43,7 @@ class Catalog:
 
     Attributes:
         items: The items; URLs of the viewer contain the index of an item.
-        failed: Reason for each map file that cannot be used.
+        failed: For each map file that cannot be used, the reason.
         slides: Files in the folder of slides, by file name.
         annotations: Folder of annotation files; None without annotations.
         annotation_frame: Origin of the coordinates of annotations, as in ``read_annotations``.
@@ -143,7 +142,9 @@ def _prefixes(folders: Sequence[str]) -> dict[str, str]:
 
 
 def find_slide(patient_map: PatientMap, catalog: Catalog) -> Path:
-    """Return the slide file of a map: in the folder of slides, else at the path in the map.
+    """Return the slide file of a map.
+
+    The file is first searched in the catalog's slides, then at the path that the map records.
 
     Raises:
         MapError: The file is not found; the message has the file name.

@@ -30,9 +30,10 @@ class MapLayers:
     """Layers of a map.
 
     Attributes:
-        record: Facts about the map, its layers, and the names of the columns, for JSON.
-        values: Bytes of an array, shape (columns, N), float32, little-endian.
-        pictures: PNG of each layer that has a picture: "cam" and "tissue".
+        record: Description of the map and its layers, and the names of the columns of ``values``,
+            as JSON values.
+        values: Bytes of a table with N patches, shape (columns, N), little-endian float32.
+        pictures: PNG pictures of the layers "cam" and "tissue", if the map has these layers.
     """
 
     record: dict[str, Any]
@@ -117,7 +118,10 @@ def _keys(name: str, title: str, keys: Any) -> dict[str, Any]:
 
 
 def _paint_cams(patient_map: PatientMap, layer: Layer) -> Pixels:
-    """Paint the CAMs on the grid, shape (rows * h, cols * w, 4), with sides up to 8192 px."""
+    """Paint the CAMs of all patches in one RGBA picture, with at most 8192 px per side.
+
+    The shape is (rows * h, cols * w, 4).
+    """
     rows, cols = patient_map.shape
     table, strips = layer_table(layer.name), []
     for strip in patient_map.cam_strips():  # one row of the grid at a time, to limit the memory
@@ -129,7 +133,7 @@ def _paint_cams(patient_map: PatientMap, layer: Layer) -> Pixels:
 
 
 def _paint_mask(mask: NDArray[np.bool_]) -> Pixels:
-    """Paint the tissue mask, shape (h, w, 4): transparent except at the edge of the tissue."""
+    """Paint the edge of the tissue. All other px are transparent. The shape is (h, w, 4)."""
     inside = mask.astype(np.uint8)
     edge = inside - cv2.erode(inside, np.ones((3, 3), np.uint8), borderValue=0)
     picture = np.zeros((*mask.shape, 4), np.uint8)

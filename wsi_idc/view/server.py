@@ -1,9 +1,9 @@
 """Local web server of the viewer: checks of requests, URLs, start and stop.
 
 The server listens on 127.0.0.1 only. A browser that opens the address with the token gets a cookie,
-and every other request needs this cookie. A request with another ``Host`` is refused: a web site
-could direct its own domain name to 127.0.0.1 and so reach the server. URLs contain numbers of
-catalog items and names of a fixed list, never a file path.
+and every other request needs this cookie. A request whose header ``Host`` is not the server's
+address is refused. Otherwise a web site could direct its own domain name to 127.0.0.1 and reach the
+server. URLs contain numbers of catalog items and names of a fixed list, never a file path.
 """
 
 import asyncio
@@ -119,7 +119,7 @@ class ViewServer(Application):
 
     @property
     def cookie(self) -> str:
-        """Name of the cookie; it has the port, because a browser sends a cookie to all ports."""
+        """Name of the cookie. The port is in the name: a browser sends a cookie to all ports."""
         return f"wsi_idc_view_{self.port}"
 
     @property
@@ -142,7 +142,7 @@ class ViewServer(Application):
         """Listen on ``port`` of 127.0.0.1; 0 means any free port.
 
         Raises:
-            WsiIdcError: The port is in use, or may not be used.
+            WsiIdcError: The port is in use, or the user has no permission for this port.
         """
         try:
             listener = socket.create_server((HOST, port))
@@ -265,14 +265,18 @@ class _ListHandler(_Handler):
 
 
 def _json_value(value: Any) -> Any:
-    """Return a value of a table for JSON; NaN and infinity become null."""
+    """Convert a value of a table to a JSON value; NaN and infinity become null."""
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return value
 
 
 def _make_handler(answer: Callable[..., bytes], media_type: str) -> type[_Handler]:
-    """Return a handler that sends ``answer(server, index, *parts)``, computed in a thread."""
+    """Return a handler class that sends the result of the function ``answer``.
+
+    ``answer`` runs in a thread. Its arguments are the server, the index of the item, and the other
+    variable parts of the URL.
+    """
 
     class Handler(_Handler):
         async def get(self, index: str, *parts: str) -> None:
@@ -341,7 +345,7 @@ def _picture(server: ViewServer, index: int, name: str) -> bytes:
 
 
 def _map_part(server: ViewServer, item: CatalogItem, part: str) -> bytes:
-    """Return a part of a map's layers: "record", "values", "cam" or "tissue"."""
+    """Return a part of ``MapLayers`` as bytes: "record", "values", "cam" or "tissue"."""
     if item.map_path is None:
         if part == "record":
             return b"{}"
@@ -366,7 +370,7 @@ def _map_part(server: ViewServer, item: CatalogItem, part: str) -> bytes:
 
 
 def _outlines_json(server: ViewServer, index: int) -> bytes:
-    """Return the annotations of a slide as JSON; each has a class, and rings in px."""
+    """Return the annotations of a slide as JSON: for each annotation, a name and rings in px."""
     folder = server.catalog.annotations
     with server.tissues.use(index) as tissue:
         slide = tissue.tiles.slide

@@ -1,7 +1,7 @@
 """Tiles of a slide in the layout of Deep Zoom, and a cache of bounded size.
 
 Levels of tiles are numbered from the smallest: level 0 has one px. Each next level has about twice
-the width and height. The last level, ``max_level``, has the size of the slide's level 0.
+the width and height. The last level, ``max_level``, has the size of the slide in full resolution.
 """
 
 import math
@@ -51,7 +51,7 @@ class PictureReader(SlideReader):
         return region
 
     def close(self) -> None:
-        """Do nothing: there is no file."""
+        """Do nothing, because a picture in memory has no file."""
 
 
 class TiledSlide:
@@ -62,7 +62,7 @@ class TiledSlide:
 
     Attributes:
         slide: The slide.
-        max_level: Number of the level of tiles that has the size of the slide.
+        max_level: Number of the largest level of tiles. This level has the size of the slide.
     """
 
     def __init__(self, slide: Slide) -> None:
@@ -76,7 +76,7 @@ class TiledSlide:
 
         Raises:
             LookupError: There is no such tile.
-            SlideError: The slide cannot be read there.
+            SlideError: The region of the tile cannot be read.
         """
         if not 0 <= level <= self.max_level:
             raise LookupError(f"level {level}")
@@ -89,7 +89,10 @@ class TiledSlide:
         return data.tobytes()
 
     def _read(self, shrink: int, left: int, top: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a region, shape (height, width, 3); each px is as wide as ``shrink`` level-0 px."""
+        """Read a region of a level of tiles, shape (height, width, 3).
+
+        Each px of this level is as wide as ``shrink`` level-0 px of the slide.
+        """
         levels = self.slide.levels
         downsamples = [level.mpp / levels[0].mpp for level in levels]
         fits = [i for i, d in enumerate(downsamples) if d <= shrink * (1 + _TOLERANCE)]
@@ -116,7 +119,10 @@ class TiledSlide:
 
 
 def _span(number: int, length: int) -> tuple[int, int]:
-    """Return the start and end of a tile along one axis; ``length`` is the side of the level."""
+    """Return the start and end of tile ``number`` along one axis of a level.
+
+    The level has ``length`` px along this axis.
+    """
     if not 0 <= number * TILE_PX < length:
         raise LookupError(f"tile {number}")
     start, end = number * TILE_PX - OVERLAP_PX, (number + 1) * TILE_PX + OVERLAP_PX
@@ -137,7 +143,7 @@ class ByteCache:
         self._lock = Lock()
 
     def get(self, key: Hashable, make: Callable[[], bytes]) -> bytes:
-        """Return the item of ``key``; if there is no such item, store the result of ``make``."""
+        """Return the item of ``key``. A missing item is made with ``make`` and stored first."""
         with self._lock:
             if key in self._items:
                 self._items.move_to_end(key)

@@ -1,4 +1,4 @@
-"""Tissue under a map: the slide, or the picture or thumbnail in the map if there is no slide."""
+"""Tissue under a map: the slide, or a picture from the map file if the slide is missing."""
 
 import logging
 from collections.abc import Iterator
@@ -28,15 +28,15 @@ _MAX_OPEN = 3
 
 @dataclass(frozen=True)
 class Tissue:
-    """Tissue under a map, and the position of the map's grid on it.
+    """Tissue under a map, and the position of the map's grid on the tissue.
 
     Attributes:
         kind: "slide", "picture" (stitched patches), "thumbnail" or "blank" (white).
-        tiles: Tiles of the tissue. In all attributes, a px of the tissue is a px of the largest
-            level.
+        tiles: Tiles of the tissue. A px of the tissue is a px of the largest level of tiles.
         x, y: Position of the top left corner of grid cell (0, 0) in px of the tissue.
         side: Side of a grid cell in px of the tissue.
-        scale: Number of px of the tissue per level-0 px; for a map of a pack, per px of a patch.
+        scale: Number of px of the tissue per level-0 px of the slide. If the map has no slide, this
+            is the number of px of the tissue per px of a patch.
         left, top: Position of the tissue on the slide in level-0 px.
         note: Reason why the slide is not shown; may be empty.
     """
@@ -56,7 +56,7 @@ def open_tissue(item: CatalogItem, catalog: Catalog) -> Tissue:
     """Open the tissue of an item.
 
     Raises:
-        WsiIdcError: The map, or the slide of an item without a map, cannot be used.
+        WsiIdcError: The map cannot be used, or the item has no map and its slide cannot be used.
     """
     if item.map_path is None:
         assert item.slide_path is not None
