@@ -1,4 +1,4 @@
-"""Write maps in the formats that ``wsi-idc export`` offers."""
+"""Write maps in the formats of ``wsi-idc export``."""
 
 import logging
 from collections.abc import Sequence

@@ -49,8 +49,8 @@ class _Calibrated(nn.Module):
 def write_wsinfer(checkpoint: Checkpoint, out: Path) -> list[Path]:
     """Write the model folder ``out``, and return the paths of the written files.
 
-    An old ``config.json`` is removed first, and the new file is written last. Therefore a killed
-    export never leaves a new network beside old settings.
+    An old ``config.json`` is removed first, and the new file is written last. Therefore the folder
+    never has a new network with old settings, even if the export is killed.
 
     Raises:
         CheckpointError: Both classes have the same name, or TorchScript changes the logits.

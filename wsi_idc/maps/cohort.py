@@ -215,9 +215,9 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
 
     An area is the sum of the areas of grid cells. Each cell is counted once, also if patches
     overlap. The part of a cell beyond the edge of the slide is not counted. If the map excludes
-    flagged patches, areas and the largest region do not include these patches, but fractions and
-    means include these patches. Agreement with the labels is computed from the patches with a
-    known label. Undefined values are NaN.
+    flagged patches, areas and the largest region are computed without these patches. Fractions and
+    means are computed from all patches. Agreement with the labels is computed from the patches with
+    a known label. Undefined values are NaN.
     """
     row_col, model = patient_map.row_col, patient_map.model
     cell_mm2 = (patient_map.cell_px * patient_map.mpp / 1000) ** 2

@@ -48,7 +48,7 @@ class DiskArray:
         self.shape, self._dtype = (len(self) + len(block), *block.shape[1:]), block.dtype
 
     def __getitem__(self, rows: NDArray[np.int64] | slice) -> NDArray[Any]:
-        """Read rows, as from a NumPy array; ``append`` must not be called after a read.
+        """Return rows, with an index as for a NumPy array. Do not call ``append`` after a read.
 
         Raises:
             DiskFullError: The disk has no space for rows that are still in memory.

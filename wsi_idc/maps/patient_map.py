@@ -231,7 +231,7 @@ class PatientMap(PatientPatches):
 
     @property
     def is_counted(self) -> NDArray[np.bool_]:
-        """True for each patch that counts in areas and regions, shape (N,), bool."""
+        """True for each patch that areas and regions include, shape (N,), bool."""
         if self.flags is None or not self.exclude_flagged:
             return np.ones(len(self.row_col), bool)
         return self.flags == 0
