@@ -1,1 +1,1 @@
-"""Benchmarks: patches per second of a command, of the bare network and of a plain script."""
+"""Benchmarks: speed of a command, of the bare network and of a plain script."""

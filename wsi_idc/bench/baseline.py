@@ -1,8 +1,8 @@
-"""Plain script: simple code for maps and training. Benchmarks compare the commands with it.
+"""Plain script: simple code for maps and training. Benchmarks compare commands with this script.
 
 Pillow opens PNG files, torchvision transforms the images, a DataLoader makes batches, torchcam
 computes one CAM at a time, and h5py writes one file per patient. The plain script computes in fp32.
-It does not fuse batch norms. Only the workers of the DataLoader prefetch batches.
+The plain script does not fuse batch norms. Only the workers of the DataLoader prefetch batches.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,10 @@ class PngFiles(Dataset[tuple[Tensor, int]]):
 def _png_loader(
     classifier: PatchClassifier, files: Sequence[Path], batch_size: int, *, train: bool = False
 ) -> DataLoader[tuple[Tensor, int]]:
-    """Return a DataLoader; with ``train``, it shuffles, augments, and yields only full batches."""
+    """Return a DataLoader of PNG files.
+
+    With ``train``, the loader shuffles and augments the patches, and yields only full batches.
+    """
     steps: list[Any] = [transforms.ToTensor()]
     if train:
         flips = (transforms.RandomHorizontalFlip(), transforms.RandomVerticalFlip())

@@ -55,9 +55,9 @@ def open_benchmark_data(data: Path | None, *, synthetic: int, folder: Path) -> B
     """Open the data or draw synthetic patches.
 
     Args:
-        data: Path from ``--data``; None for the default data.
-        synthetic: Number of patches to draw; 0 opens the data. If there are no default data, 4000
-            patches are drawn.
+        data: Path from ``--data``; None means the default data.
+        synthetic: Number of patches to draw; 0 means to open the data. If there are no default
+            data, 4000 patches are drawn.
         folder: Existing folder for the files of the benchmark.
 
     Raises:
@@ -147,12 +147,12 @@ def write_pngs(pack: Pack, rows: NDArray[np.int64], folder: Path) -> list[Path]:
 def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpoint, str]:
     """Return the checkpoint that a benchmark uses, and a text that describes this checkpoint.
 
-    A network that is not bundled has random weights. The statistics of its batch norms are computed
-    from patches of the pack, so that the logits are about as large as those of a trained network.
+    Every network except the bundled model has random weights. The statistics of its batch norms are
+    computed from patches of the pack, so that its logits are about as large as after a training.
 
     Args:
         model: Name of an architecture, or "bundled" for the bundled model.
-        input_size: Side of the network's input in px; 0 takes the default of the model.
+        input_size: Side of the network's input in px; 0 means the default of the model.
         pack: Pack with the patches that the benchmark processes.
 
     Raises:

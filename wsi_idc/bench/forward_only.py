@@ -1,4 +1,4 @@
-"""Bare network: forward passes only; the input is already in the memory of the device."""
+"""Bare network: only forward passes, with an input that is already in the device memory."""
 
 from functools import partial
 
@@ -21,7 +21,8 @@ class BareForward:
     """Benchmark variant that runs forward passes over one preprocessed batch, without CAMs.
 
     Args:
-        checkpoint: Checkpoint with the network, whose batch norms are fused as in ``wsi-idc map``.
+        checkpoint: Checkpoint with the network. The batch norms of the network are fused, as in
+            ``wsi-idc map``.
         patches: Patches of the batch, shape (n, H, W, 3), uint8.
         device_config: Device and precision.
 

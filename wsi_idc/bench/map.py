@@ -41,11 +41,11 @@ def bench_map(
         data: Pack of the patients to map, and folder for maps and PNG files.
         device_config: Device and precision.
         model: Name of an architecture, or "bundled" for the bundled model.
-        input_size: Side of the network's input in px; 0 takes the default of the model.
+        input_size: Side of the network's input in px; 0 means the default of the model.
         batch_size: Patches per batch.
         num_patches: Patches per round; 0 means the number that the bare network processes in 15 s.
         plain_patches: Patches per round of the plain script; 0 means a quarter of the patches
-            that one round maps, and -1 leaves out the plain script.
+            that one round maps, and -1 means that the plain script is not measured.
         num_rounds: Number of measurements of each variant.
     """
     pack, folder = data.pack, data.folder
@@ -111,8 +111,8 @@ def _differences(
     Args:
         folder: Folder of the maps.
         patients: Patients of the maps.
-        logit: Logits of the first N patches of the patients, shape (N, num_classes).
-        cam: CAMs of these patches, shape (N, h, w).
+        logit: Logits from the plain script for the first N patches, shape (N, num_classes).
+        cam: CAMs from the plain script for the same patches, shape (N, h, w).
     """
     maps = [read_map(map_path(folder, patient)) for patient in patients]
     probability = np.concatenate([patient_map.probability for patient_map in maps])[: len(logit)]

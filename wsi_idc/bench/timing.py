@@ -1,4 +1,7 @@
-"""Measure variants of the same work alternately: other programs then slow all variants equally."""
+"""Measure the speed of several variants of the same work.
+
+The variants run alternately, so that other programs on the machine slow all variants equally.
+"""
 
 import resource
 import sys
@@ -25,12 +28,12 @@ class BenchmarkResult:
 
     Attributes:
         what: Name of the benchmark, such as "map" or "train".
-        settings: Network, machine, data, batch size and other settings, by name.
+        settings: Settings of the benchmark by name, such as "network" and "batch size".
         rates: Median patches per second of each variant: "command", "bare" and "plain".
         ratios: Result of ``command_ratios``: median ratios of rates, such as "command / bare".
         parts: Time of each stage in ms per patch; each stage is measured separately.
         differences: Largest differences between the results of the command and the plain script.
-        peak_memory_mb: Result of ``peak_memory`` before the first round.
+        peak_memory_mb: Result of ``peak_memory``, measured before the first round.
         hints: Recommended settings for this machine.
     """
 
@@ -86,7 +89,7 @@ Rates = Mapping[str, NDArray[np.float64]]
 def interleave(
     variants: Mapping[str, Variant], *, num_rounds: int, device_config: DeviceConfig, label: str
 ) -> Rates:
-    """Measure each variant once per round; the first round is a warm-up and is not counted.
+    """Measure the speed of each variant once per round; leave out the first round (warm-up).
 
     Args:
         variants: Functions to measure, by name.

@@ -35,14 +35,15 @@ def bench_train(
 ) -> timing.BenchmarkResult:
     """Measure the speed of training steps, bare steps and steps of a plain script.
 
-    A bare step uses a batch that is already on the device. The benchmark writes no run.
+    A bare step uses a batch that is already in the memory of the device. No run is written.
 
     Args:
         config: Configuration of the training.
         data: Pack with the training patches, and folder for the PNG files of the plain script.
         device_config: Device and precision.
         num_steps: Total number of training steps. The total number of bare steps is the same.
-        plain_steps: Total number of steps of the plain script; 0 leaves it out.
+        plain_steps: Total number of steps of the plain script; 0 means that the plain script is not
+            measured.
     """
     config = replace(resolve(config), epochs=10**6)
     pack, run = data.pack, Run(data.folder / "unused")
@@ -88,7 +89,7 @@ def bench_train(
 
 
 def _stages(training: Training) -> dict[str, timing.Variant]:
-    """Return one function per stage, by name: read, augment or resize one batch."""
+    """Return one function per stage, by name. The stages are read, augment and resize one batch."""
     rows = training.rows["train"][: training.config.batch_size]
     generator = torch.Generator().manual_seed(0)
     params = sample_params(training.config.augment, len(rows), generator=generator)

@@ -61,7 +61,7 @@ def locks(folder: Path) -> Iterator[CheckResult]:
 
 
 def hdf5(folder: Path) -> Iterator[CheckResult]:
-    """Check that a pack with one patch can be written into a folder and read again."""
+    """Check that a pack can be written into a folder and read again; the pack has one patch."""
     info = PackInfo((0.5,) * 3, (0.5,) * 3, 1, 1.0, "assumed", "0" * 64)
     row = {"path": "", "patient": "0", "x": 0, "y": 0, "label": 0, "height": 1, "width": 1}
     pixels = np.zeros((1, 1, 1, 3), np.uint8)
@@ -73,7 +73,7 @@ def hdf5(folder: Path) -> Iterator[CheckResult]:
 
 
 def scratch() -> Iterator[CheckResult]:
-    """Report the scratch folder for copies of packs; check that files can be written there."""
+    """Report the scratch folder for copies of packs; check that the folder is writable."""
     scratch_folder = os.environ.get(SCRATCH_ENV)
     if not scratch_folder:
         yield CheckResult("scratch", f"{SCRATCH_ENV} is not set: packs are read without a copy")

@@ -60,12 +60,12 @@ class CheckResult:
 
 
 def make_result(name: str, value: str, is_bad: bool, advice: str, state: str = NOTE) -> CheckResult:
-    """Return a result with ``state`` and ``advice`` if ``is_bad``, else an "ok" result."""
+    """Return a result. If ``is_bad``, it has ``state`` and ``advice``; else its state is "ok"."""
     return CheckResult(name, value, state, advice) if is_bad else CheckResult(name, value)
 
 
 def run_checks(*, data: Path | None, out: Path) -> Iterator[CheckResult]:
-    """Run all checks and yield the results, without the home folder and the user name.
+    """Run all checks and yield their results; hide the home folder and the user name in the texts.
 
     Args:
         data: Value of ``--data``.
@@ -86,7 +86,7 @@ def _lazy_check(function: str, *arguments: Path | None) -> Iterator[CheckResult]
 def run_check(
     name: str, check: Callable[[], Iterable[CheckResult]], *, seconds: float = SECONDS
 ) -> list[CheckResult]:
-    """Run one check in a thread; an exception or a timeout becomes the last result.
+    """Run one check in a thread; return its results. An error or a timeout becomes the last result.
 
     Args:
         name: Name of the result that reports an exception or a timeout.

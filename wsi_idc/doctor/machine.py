@@ -61,7 +61,7 @@ def memory() -> Iterator[CheckResult]:
 def memory_limit(
     own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
-    """Return the lowest memory limit of this process's cgroups in bytes, or None if unlimited."""
+    """Return the lowest memory limit of this process's cgroups in bytes; None means no limit."""
     limits = []
     for line in own.read_text().splitlines():
         _, kinds, path = line.split(":", 2)
@@ -137,7 +137,7 @@ def _driver_versions() -> list[str]:
 
 
 def _run(*command: str) -> "subprocess.CompletedProcess[str] | None":
-    """Run a program and return its output, or return None if the program is not installed."""
+    """Run a program and return its result. If the program is not installed, return None."""
     if not shutil.which(command[0]):
         return None
     return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)

@@ -13,7 +13,7 @@ from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult
 
 
 def program() -> Iterator[CheckResult]:
-    """Report the version of the program, and the Git commit if it runs from a checkout."""
+    """Report the version of the program. If it runs from a Git checkout, report the commit too."""
     try:
         commit = provenance()["git_commit"]
     except metadata.PackageNotFoundError:  # the check ``packages`` reports the missing package

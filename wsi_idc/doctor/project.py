@@ -19,7 +19,7 @@ _HOW = "make a pack with wsi-idc prepare TREE, or give --data"
 
 
 def data(data_path: Path | None) -> Iterator[CheckResult]:
-    """Report the data of the project; this check makes no pack from a patch tree or a zip file."""
+    """Report the data of the project. A patch tree or a zip file is reported but not packed."""
     path = data_path or default_data()
     if data_path is None and not path.exists():
         # A wrong path in WSI_IDC_DATA is a problem. Without this variable, the project may be new

@@ -3,9 +3,9 @@
 The key ``command`` is the name of a command. ``name`` is the name of the job; the default is the
 name of the file without its suffix. ``[config]`` sets options of the command; a key has underscores
 instead of the hyphens of the option. ``[axes]`` sets options to lists of values; each combination
-of values is one task. ``tasks`` is a number of tasks; the patients of a ``map`` or the trials of a
-``search`` are divided among these tasks. The settings of a task become a command line. The command
-itself parses and checks this command line.
+of values is one task. ``tasks`` is the number of tasks of a ``map`` or a ``search``; the patients
+or the trials are divided among these tasks. The settings of a task become a command line. The
+command itself parses and checks this command line.
 """
 
 import glob
@@ -38,7 +38,8 @@ class CommandSpec:
     """A command that a job can run; each key in the job file sets an option or an argument.
 
     Attributes:
-        options: For each key, the name of the option, such as "--out"; "" for an argument.
+        options: For each key, the name of the option, such as "--out". If the key sets an argument,
+            the name is "".
         flags: Keys of the options that take no value.
         lists: Keys of the options and arguments that may be repeated.
         parse: Function that parses a command line. It returns a dict or raises JobError.
@@ -57,7 +58,8 @@ class Task:
     Attributes:
         command: Name of the command.
         spec: Options and parser of the command.
-        settings: Values by key, from the job file and from flags; flags have priority.
+        settings: Values by key, from the job file and from the flags of the command line; flags
+            have priority.
         passthrough_args: Arguments that are passed to the command unchanged.
         values: Value of each key after the command line is parsed; defaults are included.
     """
@@ -104,7 +106,7 @@ class Task:
         return [self.command, *words, *self.passthrough_args, *end]
 
     def command_line(self) -> str:
-        """Return the complete command line, quoted for a shell."""
+        """Return the complete command line as text that can be pasted into a shell."""
         return shlex.join(["wsi-idc", *self.arguments()])
 
     def unfinished_runs(self) -> list[str]:
@@ -122,7 +124,8 @@ class Job:
         command: Name of the command that all tasks run.
         name: Name of the job.
         tasks: Tasks of the job; the first task has number 1.
-        single_call: One task that does the work of all tasks; None if no such task exists.
+        single_call: One task that does the work of all ``tasks``. None if the tasks cannot be
+            combined.
     """
 
     path: Path
@@ -152,7 +155,7 @@ def read_job(
     Args:
         path: Path of the job file.
         commands: All commands that a job can run; the keys are their names.
-        overrides: Settings that replace those of the job file, and are part of a run's name.
+        overrides: Settings that replace settings of the job file. The name of a run contains them.
         passthrough_args: Arguments that are passed to every task unchanged, such as the device.
 
     Raises:
@@ -191,7 +194,7 @@ def read_job(
 def _read_settings(
     content: Mapping[str, Any], command: str, spec: CommandSpec, overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the [config] settings and, for each task, one combination of [axes] values."""
+    """Return the [config] settings, and a list with each combination of the values of [axes]."""
     fixed, axes = (toml_file.table(content, name, spec.options) for name in ("config", "axes"))
     if command == MAP and _MAP_INPUTS & overrides.keys():
         fixed = {key: value for key, value in fixed.items() if key not in _MAP_INPUTS}
@@ -252,13 +255,17 @@ def _train_tasks(
 
 
 def _finished(paths: list[str]) -> list[str]:
-    """Return the paths except unfinished runs; if no path remains, return all paths."""
+    """Return ``paths`` without unfinished runs. If no path remains, return all paths."""
     finished = [path for path in paths if not Path(path).is_dir() or Run(Path(path)).is_finished()]
     return finished if len(paths) > 1 and finished else paths
 
 
 def _expand(value: Any) -> list[list[str]]:
-    """Return a list for each value: the files that match the pattern, or the value itself."""
+    """Return one list for each value.
+
+    If the value is a pattern of existing files, its list has these files. Else its list has only
+    the value.
+    """
     lists = []
     for text in map(str, value if isinstance(value, list) else [value]):
         is_pattern = "*" in text or "?" in text

@@ -49,12 +49,13 @@ def sbatch_text(
         cpus: Cores per process.
         memory: Memory per node in the format of sbatch, such as "6G".
         time: Time limit; a job that reaches the limit is queued again.
-        partition: Partition of the cluster; "" means the default of ``SITE`` or SLURM.
-        account: Account that pays for the job; "" means the default of ``SITE`` or SLURM.
+        partition: Partition of the cluster; "" means the default of the file ``SITE`` or of SLURM.
+        account: Account that pays for the job; "" means the default of ``SITE`` or of SLURM.
         more: Further flags of sbatch, such as "--qos=long".
 
     Raises:
-        JobError: A command other than train has several nodes or GPUs, or a text is not printable.
+        JobError: Several nodes or GPUs are given for a command other than train, or an argument
+            contains unprintable characters.
     """
     gpus = int(job.command in _NEEDS_GPU) if gpus is None else gpus
     if max(nodes, gpus) > 1 and job.command != TRAIN:
@@ -104,7 +105,8 @@ def submit(script: Path, flags: Sequence[str] = ()) -> str:
 
     Args:
         script: Path of a file with the text of ``sbatch_text``.
-        flags: Flags of sbatch. They override ``SITE``, and ``SITE`` overrides the script.
+        flags: Flags of sbatch. Flags override the settings in ``SITE``, and ``SITE`` overrides the
+            settings in the script.
 
     Raises:
         JobError: sbatch refuses the script or does not answer.
@@ -130,7 +132,7 @@ def submit(script: Path, flags: Sequence[str] = ()) -> str:
 
 
 def queue_of(job: Job) -> list[str]:
-    """Return a line for each entry of a job in SLURM's queue; an empty list without SLURM.
+    """Return one line for each entry of a job in SLURM's queue. Without SLURM, return no line.
 
     A running entry is found by its comment, which contains the path of the job file. A pending
     entry is found by its name.

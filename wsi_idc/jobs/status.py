@@ -40,8 +40,9 @@ class TaskStatus:
         number: Number of the task; the first task has number 1.
         out: Folder or file with the results of the task.
         state: "not begun", "running", "stopped", "partly done", "finished", "other settings" or
-            "unknown". The same command continues a stopped task. "other settings": the existing
-            files were made with other settings, so the command rejects these files.
+            "unknown". If a task is "stopped", the same command continues the task. "other settings"
+            means that the files of the task were made with other settings: the command rejects
+            these files.
         detail: Description of the progress, such as "3 of 10 epochs".
     """
 
@@ -52,7 +53,7 @@ class TaskStatus:
 
 
 def status_of(job: Job) -> list[TaskStatus]:
-    """Return the progress of each task of a job; a search counts as one task."""
+    """Return the progress of each task of a job. For a search, return one status for all tasks."""
     if job.command == SEARCH:
         folder = job.tasks[0].values["out"]
         return [TaskStatus(1, str(folder), *_search_status(read_search(job.path), folder))]
@@ -80,7 +81,11 @@ def _task_status(number: int, task: Task) -> TaskStatus:
 
 
 def _count(results: Iterable[bool], what: str) -> tuple[str, str]:
-    """Return the state and the detail of a task; ``results`` is True for each existing output."""
+    """Return the state and the detail of a task.
+
+    ``results`` has a value for each output of the task: True if the output exists. ``what``
+    describes the outputs, for example "runs are evaluated".
+    """
     done = list(results)
     state = FINISHED if all(done) else PARTLY if any(done) else NOT_BEGUN
     return state, f"{sum(done)} of {len(done)} {what}"

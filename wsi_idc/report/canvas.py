@@ -48,7 +48,7 @@ _SMALL = (
 
 
 class TissuePicture(NamedTuple):
-    """A picture below the layers, as a data URI. Upper left corner and size are in mm."""
+    """Picture below the layers: data URI, x and y of the upper left corner in mm, size in mm."""
 
     url: str
     x: float
@@ -90,7 +90,10 @@ def build_sources(
 
 
 def _outline(members: NDArray[np.bool_], cropped: PatientMap) -> Mapping[str, NDArray]:
-    """Return the outline of the patches in the mask ``members``, as end points of lines in mm."""
+    """Return the outline of the patches in the mask ``members``, as end points of lines in mm.
+
+    ``cropped`` is the map after ``crop_to_patches``.
+    """
     mask = scatter_to_grid(members, cropped.row_col, shape=cropped.shape, fill=False)
     return _lines(region_boundary(mask) * (cropped.cell_px * cropped.mpp / 1000))
 
@@ -155,7 +158,7 @@ def build_canvas(
 
 
 def _remove_unused_glyphs(canvas: figure) -> None:
-    """Remove the glyphs of muted and unselected marks, which a page never has, to save space."""
+    """Remove the glyphs of muted and unselected marks to save space. A page never shows them."""
     for renderer in canvas.renderers:
         renderer.update(nonselection_glyph=None, muted_glyph=None)
 

@@ -1,4 +1,8 @@
-"""Make HTML pages: a cohort page with a card per patient, a patient page with a card per slide."""
+"""Make HTML pages with cards.
+
+The page of a cohort has one card per patient. The page of a patient with several slides has one
+card per slide.
+"""
 
 import re
 from collections import Counter
@@ -70,8 +74,8 @@ class Card:
     """Card of a patient on the page of a cohort, or of a slide on the page of its patient.
 
     Attributes:
-        row: Row of the map in the table of the cohort. For a patient with several slides, this is
-            the row of the patient in the table of patients.
+        row: Row of the map in the table of the cohort. The card of a patient with several slides
+            has the row of the patient in the table of patients.
         tissue: Thumbnail of the tissue as a data URI; None if the map has no image and no slide.
         probability: Picture of the probabilities as a data URI, one px per cell.
         rows, cols: Number of rows and columns of the grid.
@@ -112,7 +116,13 @@ class Card:
 def card_of(
     patient_map: PatientMap, image: NDArray[np.uint8] | None, row: Mapping[str, Any]
 ) -> Card:
-    """Return the card of a patient or slide. ``patient_page`` describes the arguments."""
+    """Return the card of a map.
+
+    Args:
+        patient_map: Map of the patient or slide.
+        image: Stitched tissue; None if the map has no image.
+        row: Row of the map in the cohort table.
+    """
     tissue = None
     if image is not None:
         tissue, _ = tissue_uri(crop_image(image, patient_map), _THUMBNAIL_PX, quality=55)
@@ -177,12 +187,12 @@ def _cards_page(
 
 
 def row_key(row: Mapping[str, Any]) -> str:
-    """Return the ``model_key`` of the model that made the map in a row of the cohort table."""
+    """Return the model key, as ``model_key`` does, of the map in a row of the cohort table."""
     return str(row["ensemble"] or row["checkpoint_sha256"])
 
 
 def has_title(path: Path, title: str) -> bool:
-    """Return whether the regular expression ``title`` matches in the start of an HTML file."""
+    """Return True if the first part of an HTML file matches the regular expression ``title``."""
     try:
         with path.open(encoding="utf-8") as file:
             return re.search(title, file.read(_HEAD_CHARS)) is not None
@@ -191,7 +201,7 @@ def has_title(path: Path, title: str) -> bool:
 
 
 def _totals(rows: Sequence[Mapping[str, Any]], *, has_medians: bool) -> list[str]:
-    """Return texts of a number and its name, such as "5 patches"."""
+    """Return the totals and medians of some maps as texts, such as "5 patches"."""
     totals = [
         count(sum(row["patches"] for row in rows), "patch", "patches"),
         f"{area(sum(row['area_mm2'] for row in rows))} mm² of tissue",

@@ -13,7 +13,7 @@ _MAX_BYTES = 1e8  # largest metrics.json that is read
 
 
 class EvaluationPage(NamedTuple):
-    """Page of an evaluation, and the key of its model as ``model_key`` returns it."""
+    """Page of an evaluation, and the result of ``model_key`` for its model."""
 
     path: Path
     model: str

@@ -112,7 +112,7 @@ def _page_layer(layer: Layer) -> PageLayer:
 def slide_corner_mm(patient_map: PatientMap) -> tuple[float, float]:
     """Return x and y of the top left corner of the slide in mm; they are 0 or negative.
 
-    Cell (0, 0) of the grid does not always begin at this corner.
+    x and y are relative to the upper left corner of the grid after ``crop_to_patches``.
     """
     cropped = crop_to_patches(patient_map)
     corners = cropped.coords - cropped.row_col[:, ::-1] * cropped.cell_size_level0
@@ -122,7 +122,7 @@ def slide_corner_mm(patient_map: PatientMap) -> tuple[float, float]:
 
 
 def crop_image(image: NDArray[np.uint8], patient_map: PatientMap) -> NDArray[np.uint8]:
-    """Remove the rows of px above all patches, and the columns left of all patches."""
+    """Remove the pixel rows above all patches, and the pixel columns left of all patches."""
     top, left = patient_map.row_col.min(axis=0) * (len(image) // patient_map.shape[0])
     return image[top:, left:]
 
@@ -156,12 +156,15 @@ def patch_columns(patient_map: PatientMap) -> dict[str, NDArray]:
 
 
 def outcomes(label: NDArray[np.int8], called: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Return a code for each patch, shape (N,): 0 unknown label, 1 TP, 2 FP, 3 FN, 4 TN."""
+    """Return the outcome of each patch as a code: 0 unknown label, 1 TP, 2 FP, 3 FN, 4 TN."""
     return np.where(label < 0, 0, 2 - label + 2 * ~called).astype(np.uint8)
 
 
 def downscale_cams(cam: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Shrink CAMs (N, h, w) to at most 16 x 16 values; each value is the mean of a block."""
+    """Shrink CAMs to at most 16 x 16 values; each value is the mean of a block of values.
+
+    ``cam`` has the shape (N, h, w).
+    """
     for axis in (1, 2):
         side = cam.shape[axis]
         if side > _MAX_CAM_SIDE:
@@ -176,8 +179,9 @@ def cam_levels(patient_map: PatientMap) -> NDArray[np.uint8]:
     """Join the CAMs of a map to one image of integer levels.
 
     Returns:
-        Levels, shape (rows * h, cols * w), on the grid cropped to its patches. Level 0 is a cell
-        without a patch, 1 is a CAM value of 0, and 255 is a value of ``robust_max`` or more.
+        Levels, shape (rows * h, cols * w). The rows and cols are those of the grid after
+        ``crop_to_patches``. Level 0 means a cell without a patch, level 1 means a CAM value of 0,
+        and level 255 means a CAM value of ``robust_max`` or more.
     """
     cropped, cams = crop_to_patches(patient_map), patient_map.cell_cams()
     scaled = np.clip(np.nan_to_num(downscale_cams(cams)) / robust_max(cams), 0, 1)
@@ -193,8 +197,8 @@ def histogram(values: NDArray[np.float32], label: NDArray[np.int8]) -> dict[str,
         label: Label of each patch, shape (N,).
 
     Returns:
-        ``left`` and ``right`` are the edges of each bin. ``bottom_L`` and ``top_L`` are the ends
-        of the bars of label L, in fractions of all patches; only labels that occur have bars.
+        Arrays by name. ``left`` and ``right`` are the edges of each bin. For each label L that
+        occurs, ``bottom_L`` and ``top_L`` are the ends of the bars, in fractions of all patches.
     """
     edges = np.linspace(0, 1, _NUM_BINS + 1)
     bars: dict[str, NDArray] = {"left": edges[:-1], "right": edges[1:]}

@@ -78,8 +78,8 @@ def patient_page(
 
     Args:
         patient_map: Map of the patient or slide.
-        image: Stitched tissue, shape (rows * n, cols * n, 3), where n is at most ``cell_px``; None
-            without an image.
+        image: Stitched tissue, shape (rows * n, cols * n, 3), where n is at most ``cell_px``. None
+            if the map has no image.
         row: Row of the map in the cohort table. The slider starts at the threshold of the row.
         context: Values that are not in the map; None for a page without links to other pages.
     """
@@ -131,7 +131,7 @@ def tissue_pictures(
 ) -> tuple[list[TissuePicture], float]:
     """Return the pictures that are drawn under the layers, and the scale of the stitched tissue.
 
-    The scale is the number of picture px per px of a patch; it is 0 without an ``image``.
+    The scale is the number of picture px per px of a patch; it is 0 if there is no ``image``.
     """
     pictures, scale = [], 0.0
     cropped = crop_to_patches(patient_map)
@@ -152,7 +152,10 @@ def tissue_pictures(
 
 
 def _clear_empty_cells(image: NDArray[np.uint8], cropped: PatientMap) -> NDArray[np.uint8]:
-    """Make cells without a patch transparent, (h, w, 4), so that the slide below is visible."""
+    """Make cells without a patch transparent, so that the slide below ``image`` is visible.
+
+    ``cropped`` is the map after ``crop_to_patches``. The result has the shape (h, w, 4).
+    """
     has_patch = np.zeros(cropped.shape, np.uint8)
     has_patch[tuple(cropped.row_col.T)] = 255
     height, width = image.shape[:2]
@@ -167,7 +170,7 @@ def _build_document(
     threshold: float,
     patch_scale: float,
 ) -> Document:
-    """Build the bokeh document of a page. Each part of the page is a named root."""
+    """Build the bokeh document of a page. Each part of the page is a named root of the document."""
     sources = build_sources(patient_map, pictures, threshold=threshold)
     slider, toggle = threshold_slider(threshold), probability_toggle()
     canvas, renderers = build_canvas(patient_map, layers, sources)

@@ -47,15 +47,15 @@ class Report:
     """Files that ``build_report`` wrote.
 
     Attributes:
-        pages: Page of each map, by the name of the map: PATIENT or PATIENT/SLIDE. If a patient has
-            several slides, PATIENT is the page that lists the slides.
+        pages: Page of each map; the keys are the names of the maps: PATIENT or PATIENT/SLIDE. If a
+            patient has several slides, the page PATIENT lists the slides.
         index: Page of the cohort.
         csv, hdf5: Table of the cohort, as CSV file and as HDF5 file.
         patients: Table of the patients.
-        failed: Reason for each map file without a page, and for each other page that cannot be
-            written: a page with a list of slides, or the page of an evaluation.
-        stale: Pages in the folder from earlier reports, for maps that are not in this report. They
-            are kept, because this report may have only some of the maps.
+        failed: Reasons of errors. A key is a map file without a page, or another page that cannot
+            be written: a page that lists slides, or the page of an evaluation.
+        stale: Pages of earlier reports in the folder, for maps that are not in this report. These
+            pages are kept, because this report may have only some of the maps.
     """
 
     pages: dict[str, Path] = field(default_factory=dict)
@@ -86,10 +86,10 @@ def build_report(
         out: Folder of ``PATIENT.html``, ``PATIENT/SLIDE.html`` and ``index.html``.
         tables: Folder of ``cohort.csv``, ``cohort.h5`` and ``patients.csv``.
         threshold: Lowest probability that is called IDC; None means each map's threshold.
-        exclude_flagged: Whether areas and regions leave out flagged patches; False: only
-            in the maps that do.
-        single_file: Whether each page contains the code of bokeh. If not, all pages need a common
-            file in ``out``.
+        exclude_flagged: True: areas and regions of all maps leave out flagged patches. False: only
+            maps that were made with ``exclude_flagged`` leave them out.
+        single_file: True: each page contains the code of bokeh. False: all pages use one file in
+            ``out`` with this code.
 
     Raises:
         MapError: No map can be used.
@@ -187,7 +187,7 @@ def _make_page(path: Path, out: Path, row: Mapping[str, Any], context: PageConte
 
 
 def _digest(path: Path, row: Mapping[str, Any], context: PageContext) -> str:
-    """Return a text that changes if the map, its row, ``context`` or this package changes."""
+    """Return a hash that changes if the map, its row, ``context`` or the code of pages changes."""
     state = path.stat()
     parts = [state.st_size, state.st_mtime_ns, str(dict(row)), str(context), _code_digest()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -206,7 +206,7 @@ def _code_digest() -> str:
 
 
 def _read_card(page: Path, digest: str, row: Mapping[str, Any]) -> Card | None:
-    """Return the card in a page; None if the page is missing or has another digest."""
+    """Return the card in a page. If the page is missing or has another digest, return None."""
     try:
         text = page.read_text(encoding="utf-8")
         if f'<meta name="{DIGEST_NAME}" content="{digest}">' not in text:
@@ -228,7 +228,7 @@ def _find_stale(out: Path, pages: Iterable[Path]) -> list[Path]:
 
 
 def _add_patient(cards: Sequence[Card], out: Path, cohort: Cohort, report: Report) -> Card:
-    """Return the card of a patient; write the page that lists the slides, if there are several."""
+    """Return the card of a patient. If the patient has several slides, write the page of slides."""
     patient = cards[0].row["patient"]
     if not cards[0].row["slide"]:
         return cards[0]
