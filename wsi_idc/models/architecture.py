@@ -40,7 +40,7 @@ _DRAWS = (Tensor.normal_, Tensor.uniform_)
 
 
 class _NoValues(TorchFunctionMode):
-    """Mode that creates parameters on a device without drawing their values."""
+    """Mode of PyTorch in which layers create their parameters on a device, without values."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -61,12 +61,13 @@ class _NoValues(TorchFunctionMode):
 def build_empty(
     build: Callable[[int], nn.Module], num_classes: int, *, device: str = "meta"
 ) -> nn.Module:
-    """Build a network whose parameters have shapes, but no values; set them with ``load_state``.
+    """Build a network without weight values; ``load_state`` sets the values later.
 
     Args:
-        build: Function of the number of classes that builds the network.
+        build: Function that builds the network for a number of classes.
         num_classes: Number of classes.
-        device: "meta": parameters take no memory; "cpu": their memory has random bits.
+        device: Device of the parameters, "meta" or "cpu". On "meta", the parameters take no
+            memory. On "cpu", the parameters have arbitrary values.
     """
     with _NoValues(device):
         return build(num_classes)

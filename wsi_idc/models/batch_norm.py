@@ -1,4 +1,4 @@
-"""Fuse batch norms into convolutions; undo the fusion before weights are trained further."""
+"""Fusion of batch norms into convolutions, and the inverse operation for further training."""
 
 import copy
 import logging
@@ -29,7 +29,7 @@ def fuse_batch_norm(classifier: PatchClassifier, *, keep: str | None = None) -> 
 
     Args:
         classifier: Classifier to copy. If its network cannot be traced, no batch norm is fused.
-        keep: Name of a module whose output must not change; no batch norm is fused into it.
+        keep: Name of a module whose output must not change; this module stays separate.
     """
     fused = copy.deepcopy(classifier).eval()
     network = fused.network
@@ -62,7 +62,7 @@ def _fusible_pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 class _Tracer(fx.Tracer):
-    """Tracer that does not look into convolutions, also if their class is of this program."""
+    """Tracer that records each convolution as one call, without the operations inside."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Conv2d) or super().is_leaf_module(module, name)
@@ -71,8 +71,9 @@ class _Tracer(fx.Tracer):
 def has_fused_batch_norm(network: nn.Module) -> bool:
     """Return whether the batch norms of ``network`` are already fused into its convolutions.
 
-    After a fusion, the convolution contains the scale and the mean; the batch norm only adds a
-    bias. If all biases are 0, the batch norms are untrained, and this function returns False.
+    After a fusion, the convolution contains the scale and the mean of the batch norm, and the
+    batch norm only adds a bias. If all these biases are 0, the batch norms are untrained, and this
+    function returns False.
     """
     norms = _batch_norms(network)
     return all(map(_only_adds_bias, norms)) and any(norm.bias.any() for norm in norms)

@@ -1,10 +1,13 @@
 """Class activation maps (CAMs) of a classifier: the evidence for a class in each part of a patch.
 
-A raw CAM is not normalized to the range from 0 to 1. This module returns raw CAMs and computes
-Grad-CAM itself. If only average pooling and a linear layer follow the last feature map, Grad-CAM of
-this map needs no gradient. In all other cases, gradients are computed only for the layers after the
-feature map. The library torchcam computes the other methods. This module changes torchcam so that
-the CAM of a patch does not depend on the other patches of the batch.
+All CAMs of this module are raw: they are not normalized to the range from 0 to 1.
+
+This module computes the method Grad-CAM itself. If only average pooling and a linear layer follow
+the last feature map, Grad-CAM of this map needs no gradient. In all other cases, gradients are
+computed only for the layers after the feature map.
+
+The library torchcam computes all methods except Grad-CAM. This module changes torchcam so that the
+CAM of a patch does not depend on the other patches of the batch.
 
 The CAMs of torchcam 0.5.0 differ from the papers in two methods. gradcam++ omits the denominator of
 the coefficients alpha, so each weight is the sum of the cubes of the positive gradients.
@@ -35,7 +38,8 @@ class CamSpec:
 
     Attributes:
         method: One of ``CAM_METHODS``.
-        layer: Name of the module that makes the feature map; None: ``default_cam_layer``.
+        layer: Name of the module whose output is the feature map; None: the default layer of the
+            classifier, which the function ``default_cam_layer`` chooses.
         class_index: Index of the class whose logit the CAM explains.
     """
 
@@ -44,9 +48,10 @@ class CamSpec:
     class_index: int = IDC
 
     def resolve(self, classifier: PatchClassifier) -> "CamSpec":
-        """Return a copy in which ``default_cam_layer`` replaces a missing ``layer``.
+        """Return a copy with the default layer of the classifier if ``layer`` is None.
 
-        If the default is the layer of the last feature map, ``layer`` stays None.
+        For None, ``cam_extractor`` uses the last feature map. So ``layer`` stays None if the
+        default layer is the layer of the last feature map.
         """
         if self.layer is not None:
             return self
@@ -62,11 +67,11 @@ def cam_extractor(
     layer: str | None = None,
     class_index: int = IDC,
 ) -> Iterator[Callable[[Tensor], tuple[Tensor, Tensor]]]:
-    """Context manager that yields a function; the function computes logits and CAMs of a batch.
+    """Context manager that yields a function, which computes the logits and CAMs of a batch.
 
-    The function takes patches (N, H, W, 3), uint8, or images (N, 3, H, W), float, 0..1. It returns
-    logits (N, num_classes) and raw CAMs (N, h, w), both float32. The result for a patch does not
-    depend on the other patches. The classifier is in eval mode inside the ``with`` block.
+    The function takes a batch of patches in the same formats as ``logits_and_cam``, and its results
+    have the same shapes. The results for a patch do not depend on the other patches. The classifier
+    is in eval mode inside the ``with`` block.
 
     Args:
         classifier: Classifier to explain.
@@ -76,7 +81,7 @@ def cam_extractor(
 
     Raises:
         CheckpointError: ``layer`` has no CAM, or its CAM has too few cells. If the classifier does
-            not resize its patches, this error can also be raised at the first batch.
+            not resize patches, the function can also raise this error.
     """
     if method not in CAM_METHODS:
         raise ValueError(f"method {method!r} is not one of {', '.join(CAM_METHODS)}")
@@ -99,7 +104,7 @@ def cam_extractor(
 def logits_and_cam(
     classifier: PatchClassifier, patches: Tensor, *, class_index: int = IDC
 ) -> tuple[Tensor, Tensor]:
-    """Run the network once; return logits (N, num_classes) and raw Grad-CAM (N, h, w), float32.
+    """Compute the logits and the raw Grad-CAMs of a batch, with one forward pass.
 
     The Grad-CAM of the last feature map A is relu(sum_k w_k A_k) (Selvaraju et al. 2017, eq. 1 and
     2). A_k is channel k of A. The weight w_k is the gradient of the logit with respect to A_k,
@@ -109,6 +114,10 @@ def logits_and_cam(
         classifier: Classifier in eval mode.
         patches: Patches (N, H, W, 3), uint8, or images (N, 3, H, W), float, 0..1.
         class_index: Index of the class whose logit the CAM explains.
+
+    Returns:
+        Logits, shape (N, num_classes), float32.
+        Raw Grad-CAMs, shape (N, h, w), float32.
     """
     if not classifier.arch.closed_form:
         return _cam_by_gradient(classifier, patches, classifier.arch.cam_layer, class_index)
@@ -121,11 +130,14 @@ def logits_and_cam(
 
 
 def cam_of_head(features: Tensor, weights: Tensor) -> Tensor:
-    """Compute Grad-CAM (N, h, w), float32, if only pooling and a linear layer follow ``features``.
+    """Compute Grad-CAMs; only average pooling and a linear layer may follow ``features``.
 
     Args:
         features: Last feature map, shape (N, C, h, w); the pooling averages its cells.
         weights: Weights of the linear layer for the class, shape (C,).
+
+    Returns:
+        Grad-CAMs, shape (N, h, w), float32.
     """
     cells = features.shape[-2] * features.shape[-1]
     return _weighted_map(features, "nchw,c->nhw", weights) / cells
@@ -140,7 +152,7 @@ def _weighted_map(features: Tensor, equation: str, weights: Tensor) -> Tensor:
 def _cam_by_gradient(
     classifier: PatchClassifier, patches: Tensor, layer: str, class_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute logits and Grad-CAM; gradients are recorded only for the layers after ``layer``."""
+    """Compute logits and Grad-CAMs; record gradients only for the layers after ``layer``."""
     with _gradients_behind(classifier.network, layer, patches.device.type) as kept:
         logits = classifier(patches)
         features = kept[-1]  # (N, C, h, w)
@@ -156,7 +168,7 @@ def _cam_by_gradient(
 def _cam_by_torchcam(
     classifier: PatchClassifier, patches: Tensor, method: str, layer: str, class_index: int
 ) -> tuple[Tensor, Tensor]:
-    """Compute logits and a CAM of torchcam; gradients are recorded only after ``layer``."""
+    """Run torchcam on a batch; return the logits and the CAMs."""
     from torchcam import methods
 
     extractor_class = {

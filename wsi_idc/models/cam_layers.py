@@ -49,7 +49,8 @@ def check_input_px(arch: Architecture, input_px: int) -> None:
     """Check that the network computes a feature map of images with ``input_px`` rows and columns.
 
     Raises:
-        CheckpointError: The size is not accepted, or the last feature map has only one cell.
+        CheckpointError: The network does not accept images of this size, or its last feature map
+            has only one cell.
     """
     rows, cols = _grids(arch, input_px).get(arch.cam_layer, (0, 0))
     if rows * cols < 2:
@@ -63,7 +64,7 @@ def check_input_px(arch: Architecture, input_px: int) -> None:
 def cam_grid(arch: Architecture, input_px: int, layer: str) -> tuple[int, int]:
     """Return the numbers of rows and columns of the CAM of an image.
 
-    The network runs on the meta device, without memory and without weights.
+    The network runs without weight values.
 
     Args:
         arch: Architecture of the network.
@@ -99,8 +100,8 @@ def cam_grid(arch: Architecture, input_px: int, layer: str) -> tuple[int, int]:
 def default_cam_layer(arch: Architecture, input_px: int | None) -> str:
     """Return the name of the layer from which CAMs are computed by default.
 
-    This is the layer of the last feature map that has at least ``MIN_SIDE`` rows and columns. If
-    all feature maps are smaller, this is the layer of the last feature map.
+    The default is the layer of the last feature map that has at least ``MIN_SIDE`` rows and
+    columns. If all feature maps are smaller, the default is the layer of the last feature map.
 
     Args:
         arch: Architecture of the network.
@@ -116,9 +117,10 @@ def default_cam_layer(arch: Architecture, input_px: int | None) -> str:
 
 @functools.cache
 def novelty_layer(arch: Architecture, input_px: int) -> str:
-    """Return the last layer whose map has at least an eighth of the image's rows and columns.
+    """Return the name of the layer whose feature map the novelty model uses.
 
-    If there is no such layer, return the layer of the last feature map.
+    This is the last layer whose feature map has at least one row and one column per 8 px of the
+    image. If there is no such layer, return the layer of the last feature map.
     """
     grids = _grids(arch, input_px)
     names = list(grids)[: list(grids).index(arch.cam_layer) + 1] if arch.cam_layer in grids else []
@@ -133,7 +135,7 @@ def novelty_layer(arch: Architecture, input_px: int) -> str:
 
 @functools.cache
 def num_channels(arch: Architecture, input_px: int, layer: str) -> int:
-    """Return the number of channels of a layer's feature map; 0 if there is no such map."""
+    """Return the number of channels of a layer's feature map; 0 if the layer has none."""
     if layer not in _grids(arch, input_px):
         return 0
     return _output_shapes(arch, input_px)[layer][1]
@@ -158,7 +160,7 @@ def check_cam_layer(arch: Architecture, input_px: int, layer: str) -> None:
 
 @functools.cache
 def _grids(arch: Architecture, input_px: int) -> Mapping[str, tuple[int, int]]:
-    """Return numbers of rows and columns of each module's feature map, in forward order."""
+    """Return (rows, columns) of each module's feature map, in the order of the forward pass."""
     # An output of 4 dimensions is not always a feature map (N, C, h, w): transformers have outputs
     # (N, h, w, C) or (N, windows, cells, C). In a feature map, dimension 1 stays the same if the
     # image is twice as large. If the network does not accept this size, the check is skipped.
@@ -171,7 +173,7 @@ def _grids(arch: Architecture, input_px: int) -> Mapping[str, tuple[int, int]]:
 
 
 def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
-    """Return the shape of each module's last output; {} if the network does not accept the size."""
+    """Return the shape of each module's last output; {} if the network rejects this image size."""
     network, device = build_empty(arch.build, 2).to("meta"), "meta"
     # The meta device needs no memory, but its first forward pass imports torch's compiler for two
     # seconds.
@@ -198,10 +200,10 @@ def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
 
 
 def _finer_layers(grids: Mapping[str, tuple[int, int]], *, last: str) -> dict[str, str]:
-    """Return at most 3 layers with enough cells for a CAM, as {name: name with grid size}.
+    """Return at most 3 layers whose feature maps have enough cells for a CAM.
 
-    The layer with the smallest feature map is first. Candidates are ``last`` and the layers before
-    ``last`` in the network.
+    The key is the name of a layer, and the value is a text with the name and the grid size. The
+    layer with the smallest feature map is first. Layers after ``last`` are not candidates.
     """
     names = list(grids)
     chosen: dict[tuple[int, int], str] = {}

@@ -49,7 +49,7 @@ class InputSpec:
         patch_px: Side of a patch in px.
         mpp: Microns per pixel of a patch.
         input_px: Side in px to which patches are resized; None: patches are not resized.
-        mean, std: Mean and standard deviation that normalize each channel, 0..1.
+        mean, std: Mean and standard deviation of each channel, to normalize values in 0..1.
     """
 
     patch_px: int
@@ -81,7 +81,8 @@ class Checkpoint:
         input: Description of the patches that the network takes.
         class_names: Names of class 0 and class 1.
         cam_layer: Name of the module whose output is the last feature map. CAMs are computed from
-            this map, or from an earlier map if this map has fewer than 4 x 4 cells.
+            this feature map. If this map has fewer than 4 x 4 cells, CAMs are computed from an
+            earlier feature map.
         temperature: Divisor of the logits before the softmax.
         threshold: A patch is called IDC if its probability of IDC is at least this value.
         split: Role of each patient ("train", "val", "test").
@@ -91,8 +92,8 @@ class Checkpoint:
         config: Settings of the training.
         inherited: Patients on which the initial weights were trained.
         smoothing: Smoothing that was fitted on the val patients; None in older checkpoints.
-        neighbors: Neighbor model that was fitted on complete val slides; None without such slides,
-            and in older checkpoints.
+        neighbors: Neighbor model that was fitted on the val slides that are complete; None if
+            too few val slides are complete, and in older checkpoints.
         novelty: Novelty model of the train patches; None in older checkpoints.
         source: Path of the checkpoint file; None if the checkpoint was not read from a file.
         fingerprint: SHA-256 of the checkpoint file; None if there is no file.
@@ -142,7 +143,7 @@ class Checkpoint:
         return patients.union(self.inherited) if "train" in roles else patients
 
     def summary(self) -> dict[str, Any]:
-        """Return a summary of the checkpoint for a JSON file, without weights and split."""
+        """Return a description of the checkpoint for a JSON file; the weights are left out."""
         return {
             "architecture": self.architecture,
             "checkpoint": self.source.name if self.source else None,
@@ -153,10 +154,10 @@ class Checkpoint:
         }
 
     def validate(self) -> None:
-        """Check that the value of each field can be the result of a training.
+        """Check that each attribute has a possible value.
 
         Raises:
-            ValueError: A number, a name or a weight cannot be the result of a training.
+            ValueError: An attribute has a value that no training can produce.
             CheckpointError: The weights do not fit the architecture.
         """
         arch, spec = architecture(self.architecture), self.input
@@ -288,7 +289,7 @@ def write_state(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_state(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
-    """Read a file that ``write_state`` wrote, of format ``kind``; return content and SHA-256."""
+    """Read a file of ``write_state`` in the format ``kind``; return its content and its SHA-256."""
     check_checkpoint_file(path)
     content, data = load_tensors(path, remedy=REMEDY)
     if not isinstance(content, dict) or content.get("format") != kind:
@@ -297,9 +298,9 @@ def read_state(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
 
 
 def load_tensors(path: Path, *, remedy: str) -> tuple[Any, bytes]:
-    """Read a file that ``torch.save`` wrote; return its content and its bytes.
+    """Read a file that ``torch.save`` wrote; return the decoded content and the bytes of the file.
 
-    The content is tensors and plain values. Code inside the file is never executed.
+    The content may only have tensors and plain values. Code inside the file is never executed.
 
     Args:
         path: File to read.

@@ -33,7 +33,7 @@ def check_checkpoint_file(path: Path) -> None:
 
 
 def unreadable_error(path: Path, error: Exception, *, remedy: str) -> CheckpointError:
-    """Return the error for a checkpoint file that could not be read because of ``error``."""
+    """Return the error for a file that could not be read; ``remedy`` is advice to the user."""
     match error:
         case FileNotFoundError():
             return CheckpointError(f"{path}: no such file; {remedy}")

@@ -22,19 +22,20 @@ class Head(Protocol):
 def to_images(patches: Tensor) -> Tensor:
     """Convert patches (N, H, W, 3), uint8, to images (N, 3, H, W), float32, 0..1.
 
-    The memory format stays the same: the channels are the last dimension in memory.
+    The order of the values in memory does not change (``torch.channels_last``).
     """
     return patches.permute(0, 3, 1, 2).float() / 255
 
 
 class PatchClassifier(nn.Module):
-    """A network with its preprocessing; the input is patches in the format of a pack.
+    """A network with its preprocessing; its input has the same format as the patches of a pack.
 
     Attributes:
         arch: Architecture of the network.
         network: Network that computes logits (N, num_classes) of normalized images (N, 3, H, W).
         input_px: Side in px to which patches are resized; None: patches are not resized.
-        mean, std: Mean and standard deviation of each channel, 0..1, shape (1, 3, 1, 1).
+        mean, std: Mean and standard deviation of each channel, to normalize values in 0..1.
+            Their shape is (1, 3, 1, 1).
         novelty: Novelty model of the train patches, or None.
     """
 
@@ -85,7 +86,7 @@ class PatchClassifier(nn.Module):
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Context manager that sets all modules to eval mode, and then restores their modes."""
+    """Context manager that sets all modules to eval mode; at the end, it restores their modes."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -15,7 +15,7 @@ class PatchCnn(nn.Module):
     """Small VGG network: stages of 3x3 convolutions, global average pooling and a linear layer.
 
     Attributes:
-        features: Layers from images (N, 3, H, W) to the last feature map (N, 192, H // 8, W // 8).
+        features: Layers that compute the last feature map, shape (N, 192, H // 8, W // 8).
         classifier: Linear layer with 192 inputs and ``num_classes`` outputs.
     """
 

@@ -1,13 +1,13 @@
 """Novelty: how much a patch differs from the train patches of a classifier.
 
-A feature map of the network is described by the mean and the standard deviation of each channel
-over the cells of the patch. A Gaussian is fitted to these values of the train patches. The distance
-of a patch is its Mahalanobis distance (Lee et al. 2018, arXiv:1807.03888), and its novelty is the
-percentile of this distance among the val patches.
+The statistics of a patch are the mean and the standard deviation of each channel of a feature map,
+over all cells of the map. A Gaussian distribution is fitted to the statistics of the train patches.
+The distance of a patch is its Mahalanobis distance from this distribution (Lee et al. 2018,
+arXiv:1807.03888). Its novelty is the fraction of val patches whose distance is smaller.
 
-The feature map is the last one with at least an eighth of the rows and columns of the image. Later
-maps contain mostly what separates the classes. They miss changes of stain, focus and resolution
-that make the classifier fail (see docs/concepts.md for the figures).
+The function ``novelty_layer`` chooses the feature map: the last map that has at least one row and
+one column per 8 px of the image. Later feature maps mostly separate the classes. They do not show
+changes of stain, focus and resolution that make the classifier fail (figures: docs/concepts.md).
 """
 
 import math
@@ -36,12 +36,14 @@ class NoveltyModel:
 
     Attributes:
         layer: Name of the module whose output is the feature map.
-        mean: Mean of the statistics of the train patches, shape (d,), float32.
-        whitening: Matrix that makes the covariance of the statistics the unit matrix, shape (d, d),
-            float32.
-        quantiles: Quantiles of the distances on val, evenly spaced from 0 to 1, ascending, shape
-            (q,), float32.
-        patient_mean, patient_std: Mean and standard deviation of the val patients' mean novelties.
+        mean: Mean of ``map_statistics`` over the train patches, shape (d,), float32.
+        whitening: Matrix by which the centered statistics are multiplied, so that their covariance
+            becomes the unit matrix; shape (d, d), float32.
+        quantiles: Quantiles of the distances of the val patches, at evenly spaced levels from 0 to
+            1; shape (q,), float32.
+        patient_mean: Mean of the novelty of the val patients. The novelty of a patient is the mean
+            over the patches of the patient.
+        patient_std: Standard deviation of the novelty of the val patients.
     """
 
     layer: str
@@ -57,14 +59,15 @@ class NoveltyModel:
         return replace(self, mean=mean, whitening=whitening)
 
     def distance(self, statistics: Tensor) -> Tensor:
-        """Return the Mahalanobis distance (n,) of ``map_statistics`` (n, d)."""
+        """Convert the ``map_statistics`` of each patch into its Mahalanobis distance."""
         with torch.autocast(statistics.device.type, enabled=False):
             return ((statistics - self.mean) @ self.whitening).norm(dim=1)
 
     def novelty(self, distance: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the percentile, 0..1, of each distance (n,) among the distances on val.
+        """Convert the distance of each patch into its novelty, 0..1.
 
-        A distance that is not finite gives 1: a value of the feature map was too large for fp16.
+        If a distance is not finite, the novelty is 1. Such a distance means that a value of the
+        feature map is too large for fp16.
         """
         distance = np.nan_to_num(distance, nan=np.inf, posinf=np.inf)
         quantiles = self.quantiles.numpy()
@@ -72,14 +75,14 @@ class NoveltyModel:
         return np.interp(distance, quantiles, levels).astype(np.float32)
 
     def patient_limit(self, num_patches: int) -> float:
-        """Return the largest mean novelty that is usual for a patient with ``num_patches``."""
+        """Return the largest usual mean novelty of a patient with ``num_patches`` patches."""
         # The mean of a few patches varies more than the mean of the many patches of a val patient.
         patient_std = max(self.patient_std, _MIN_PATIENT_STD)
         std = math.hypot(patient_std, _UNIFORM_STD / math.sqrt(num_patches))
         return min(self.patient_mean + _NUM_STD * std, 1.0)
 
     def validate(self, num_channels: int) -> None:
-        """Raise ValueError if a value is impossible for feature maps with ``num_channels``."""
+        """Raise ValueError if an attribute does not fit a map of ``num_channels`` channels."""
         size = 2 * num_channels
         shapes = [tuple(x.shape) for x in (self.mean, self.whitening, self.quantiles)]
         if shapes[:2] != [(size,), (size, size)] or len(shapes[2]) != 1 or shapes[2][0] < 2:
@@ -93,14 +96,21 @@ class NoveltyModel:
 
 
 def map_statistics(feature_map: Tensor) -> Tensor:
-    """Return mean and standard deviation of each channel (N, 2 C), float32, of (N, C, h, w)."""
+    """Compute the statistics of each patch from its feature map.
+
+    Args:
+        feature_map: Feature maps of N patches, shape (N, C, h, w).
+
+    Returns:
+        C means, then C standard deviations of each patch, shape (N, 2 C), float32.
+    """
     values = feature_map.detach().flatten(2).float()
     return torch.cat([values.mean(dim=2), values.std(dim=2, correction=0)], dim=1)
 
 
 @contextmanager
 def recorded_statistics(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
-    """Context manager that yields a list; each forward pass appends ``map_statistics`` to it."""
+    """Context manager that yields a list; each forward pass appends the statistics of a batch."""
     recorded: list[Tensor] = []
 
     def record(module: nn.Module, inputs: Any, output: Tensor) -> None:

@@ -23,7 +23,7 @@ _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 class Normalization(NamedTuple):
-    """Mean and standard deviation of each channel, 0..1, to normalize images for a network."""
+    """Mean and standard deviation of each channel, to normalize images with values in 0..1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -81,7 +81,7 @@ def fetch_imagenet(arch: Architecture) -> Path:
 
 
 def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
-    """Load the weights of all layers except the head from torchvision's cache folder.
+    """Load ImageNet weights from torchvision's cache folder into all layers except the head.
 
     Weights are not downloaded here, because compute nodes have no internet.
     """
@@ -104,11 +104,11 @@ def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
 
 
 def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Normalization | None:
-    """Load weights from a file into ``network``; return the normalization, or None.
+    """Load weights from a file into ``network``; return the normalization of the file.
 
-    A checkpoint of this program also sets the head, because its classes are the same. A state dict
-    of torchvision's network does not set the head, because its number of classes may differ. A
-    state dict has no normalization.
+    The file is a checkpoint of this program or a state dict of torchvision. A checkpoint has the
+    same classes as ``network``, so the weights of the head are loaded, too. A state dict may have
+    other classes, so the head keeps its weights. A state dict has no normalization: return None.
 
     Raises:
         CheckpointError: The file is missing or damaged, or has weights of another architecture.
@@ -126,7 +126,7 @@ def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Nor
 
 
 def pretraining_patients(path: Path) -> tuple[str, ...]:
-    """Return the patients on which the weights in a file were trained; () for a state dict."""
+    """Return the patients on which a checkpoint file was trained; () if it is a state dict."""
     content = load_tensors(path, remedy="give a checkpoint or a state dict")[0]
     return tuple(sorted(load_checkpoint(path).patients("train"))) if _is_checkpoint(content) else ()
 

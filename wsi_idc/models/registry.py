@@ -1,4 +1,4 @@
-"""Find architectures by name: the networks of this program, and those of torchvision."""
+"""Registry that finds an architecture of this program or of torchvision by its name."""
 
 import difflib
 import functools
@@ -48,7 +48,7 @@ MODEL_NAMES = (*_OWN, "resnet18", "resnet50", "efficientnet-b0")
 
 
 def architecture(name: str) -> Architecture:
-    """Return the architecture with this name; dashes and underscores in the name are equal.
+    """Return the architecture with this name; a dash and an underscore are equal.
 
     Raises:
         CheckpointError: The name is unknown, or the network has no feature map for a CAM.

@@ -1,4 +1,4 @@
-"""Two ways to smooth the log odds of patches over the grid: a Gaussian, and a neighbor model."""
+"""Two methods to smooth the log odds of neighboring patches: Gaussian and neighbor model."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -20,10 +20,10 @@ def is_probability(value: float) -> bool:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """Gaussian that averages the log odds of each patch and its neighbors on the grid.
+    """Gaussian filter: a weighted mean of the log odds of a patch and of its neighbors.
 
     Attributes:
-        sigma_um: Standard deviation of the Gaussian that weights the neighbors, in um.
+        sigma_um: Standard deviation of the Gaussian function of the weights, in um.
         temperature: Divisor of the smoothed log odds.
         threshold: A patch is called IDC if its smoothed probability is at least this value.
     """
@@ -41,11 +41,11 @@ class Smoothing:
     def smooth(
         self, log_odds: NDArray[np.float64], row_col: NDArray[np.int32], *, cell_um: float
     ) -> NDArray[np.float64]:
-        """Smooth the log odds (N,) of the patches of one slide; a grid cell is ``cell_um`` wide."""
+        """Smooth the log odds of the patches of one slide; a grid cell has the side ``cell_um``."""
         return smooth(log_odds, row_col, sigma=self.sigma_um / cell_um) / self.temperature
 
     def record(self) -> dict[str, float]:
-        """Return all values for a JSON file."""
+        """Return the attributes as a dictionary for a JSON file."""
         return asdict(self)
 
 
@@ -53,14 +53,14 @@ class Smoothing:
 class NeighborModel:
     """Logistic regression on the log odds of a patch and on their means in rings around the patch.
 
-    No input of the model counts patches, because the number of missing patches can depend on the
-    label.
+    The number of neighbors is not an input of the model. This number can depend on the label,
+    because more patches of one label are missing in some data sets.
 
     Attributes:
         weights: Weight of each ring of ``geometry.grid.RINGS``; the first ring is the patch itself.
         bias: Constant that is added to the weighted sum.
         threshold: A patch is called IDC if its smoothed probability is at least this value.
-        patch_um: Side of a train patch in um; this is the unit of the distances between patches.
+        patch_um: Side of a train patch in um. Distances between patches are given in this unit.
     """
 
     weights: tuple[float, ...]
@@ -78,12 +78,12 @@ class NeighborModel:
     def smooth(
         self, log_odds: NDArray[np.float64], row_col: NDArray[np.int32], *, cell_um: float
     ) -> NDArray[np.float64]:
-        """Smooth the log odds (N,) of the patches of one slide; a grid cell is ``cell_um`` wide."""
+        """Smooth the log odds of the patches of one slide; a grid cell has the side ``cell_um``."""
         step = max(1, round(self.patch_um / cell_um))
         return ring_inputs(log_odds, row_col, step=step) @ np.array(self.weights) + self.bias
 
     def record(self) -> dict[str, float]:
-        """Return all values for a JSON file."""
+        """Return the attributes as a dictionary for a JSON file."""
         weights = {f"weight_{number}": weight for number, weight in enumerate(self.weights)}
         return weights | {"bias": self.bias, "threshold": self.threshold, "patch_um": self.patch_um}
 
@@ -91,7 +91,10 @@ class NeighborModel:
 def ring_inputs(
     log_odds: NDArray[np.float64], row_col: NDArray[np.int32], *, step: int = 1
 ) -> NDArray[np.float64]:
-    """Return the inputs of a neighbor model (N, len(RINGS)) for the patches of one slide."""
+    """Return the inputs of a neighbor model, one column per ring, for the patches of one slide.
+
+    ``step`` is the distance between neighboring patches, in grid cells.
+    """
     return ring_means(np.clip(log_odds, -_MAX_LOG_ODDS, _MAX_LOG_ODDS), row_col, step=step)
 
 
@@ -103,7 +106,7 @@ def smooth_slides(
     *,
     cell_um: float,
 ) -> NDArray[np.float64]:
-    """Smooth the log odds (N,) of the patches of several slides; a neighbor has the same slide."""
+    """Smooth the log odds of the patches of several slides; neighbors belong to the same slide."""
     result = np.empty(len(log_odds))
     for rows in rows_of_slides(slide):
         result[rows] = smoothing.smooth(log_odds[rows], row_col[rows], cell_um=cell_um)
@@ -111,7 +114,7 @@ def smooth_slides(
 
 
 def rows_of_slides(slide: NDArray) -> list[NDArray[np.int64]]:
-    """Return the rows of the patches of each slide; ``slide`` (N,) is the slide of each patch."""
+    """Return an array for each slide: the indices of its patches in ``slide``."""
     _, code = np.unique(slide, return_inverse=True)
     if not len(code):
         return []
