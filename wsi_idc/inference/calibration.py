@@ -25,8 +25,8 @@ class Calibration:
     Attributes:
         temperature: Divisor of the logits before the softmax.
         threshold: A patch is called IDC if its probability of IDC is at least this value.
-        smoothing: Gaussian that smooths the probabilities over neighboring patches.
-        neighbors: Neighbor model; None if too few slides are complete.
+        smoothing: Gaussian filter for the probabilities of neighboring patches.
+        neighbors: Neighbor model; None if too few val slides are complete (``complete_rows``).
     """
 
     temperature: float
@@ -87,7 +87,10 @@ def _fit_gaussian(
     patch_um: float,
     choose: ChooseThreshold,
 ) -> Smoothing:
-    """Fit the width, the temperature and the threshold of the Gaussian."""
+    """Fit a Gaussian filter to log odds: its width, its temperature and its threshold.
+
+    ``choose`` is a function that chooses a threshold from labels and probabilities.
+    """
 
     def smoothed(sigma_um: float) -> NDArray[np.float64]:
         gaussian = Smoothing(sigma_um, temperature=1.0, threshold=0.5)
@@ -150,7 +153,10 @@ def sensitivity_threshold(
 
 
 def _below(ascending: NDArray[np.floating], index: int) -> float:
-    """Return the mean of ``ascending[index]`` and the next lower probability, as a threshold."""
+    """Return a threshold just below a probability: halfway to the next lower probability.
+
+    ``index`` is the position of the probability in the array ``ascending``.
+    """
     # A threshold equal to a probability would depend on the rounding of this probability.
     upper, lower = float(ascending[index]), float(ascending[index - 1]) if index > 0 else 0.0
     middle = (upper + lower) / 2

@@ -1,4 +1,4 @@
-"""Fit a neighbor model to the val slides that are complete."""
+"""Fit of a neighbor model to complete val slides, in which few patches are missing."""
 
 import logging
 from collections.abc import Callable
@@ -37,6 +37,8 @@ def fit_neighbor_model(
 ) -> NeighborModel | None:
     """Fit a neighbor model to complete slides that the network was not trained on.
 
+    The function ``complete_rows`` finds the patches of complete slides.
+
     Args:
         log_odds: Calibrated log odds of each patch, shape (N,).
         label: Label of each patch, 0 or 1, shape (N,).
@@ -71,9 +73,10 @@ def fit_neighbor_model(
 def complete_rows(
     label: NDArray[np.integer], slide: NDArray, row_col: NDArray[np.int32]
 ) -> NDArray[np.int64]:
-    """Return the rows of all patches of complete slides; for arguments, see ``fit_neighbor_model``.
+    """Return the indices of all patches of complete slides.
 
-    A slide is complete if the patches of each class have most of their neighbors.
+    A slide is complete if the patches of each class have at least half of their neighbors. The
+    arguments are the same as those of ``fit_neighbor_model``.
     """
     rows = [part for part in rows_of_slides(slide) if _is_complete(label[part], row_col[part])]
     return np.concatenate([np.empty(0, np.int64), *rows])

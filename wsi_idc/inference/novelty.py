@@ -35,10 +35,12 @@ def fit_novelty(
     *,
     device_config: DeviceConfig,
 ) -> NoveltyModel | None:
-    """Fit the novelty model of a classifier; at most ``MAX_PATCHES`` patches of a role are used.
+    """Fit the novelty model of a classifier.
+
+    At most ``MAX_PATCHES`` train patches and ``MAX_PATCHES`` val patches are used.
 
     Patches are left out if their feature map has a value that is not finite, such as a value above
-    65504 in fp16. If too few patches remain, there is no novelty model.
+    65504 in fp16. If too few patches remain, the result is ``None``.
 
     A network can have almost as many channels as there are patches. Therefore the covariance of the
     train patches is shrunk (Ledoit & Wolf 2004, doi:10.1016/S0047-259X(03)00096-4).
@@ -84,7 +86,12 @@ def _statistics(
     rows: NDArray[np.int64],
     device_config: DeviceConfig,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the finite statistics of feature maps, shape (n, d), and the rows of their patches."""
+    """Compute the statistics of patches; leave out patches with values that are not finite.
+
+    Returns:
+        Statistics of the remaining patches, shape (n, d).
+        Indices of these patches in the pack, shape (n,).
+    """
     parts = []
     # A compiled network does not call the hook that records the statistics.
     device_config = replace(device_config, compiled=False)

@@ -1,4 +1,4 @@
-"""Run classifiers on batches of patches; meanwhile, the next batch is read."""
+"""Prediction of batches of patches; a background thread reads the next batch."""
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -46,8 +46,9 @@ class RawPrediction:
             the number of classifiers times the number of views; the views of the first classifier
             come first.
         cam: Mean raw CAM of all views and classifiers, shape (n, h, w), float32; None: no CAM.
-        distance: Distance of each patch from the train patches, shape (n, m), float32, for the m
-            classifiers that have a novelty model; None if m is 0.
+        distance: Distance of each patch from the train patches of a classifier, shape (n, m),
+            float32. There is one column per classifier with a novelty model; None if no classifier
+            has a novelty model.
         flags: Quality flags of each patch, as in ``patch_flags``; None: not computed.
     """
 
@@ -100,7 +101,7 @@ def predict(
         pack: Pack that contains the patches.
         rows: Indices of the patches in the pack, shape (N,).
         batch_size: Number of patches in a batch.
-        options: ``device_config``, ``cam``, ``tta`` and ``flag_mpp``, as in ``batch_predictor``.
+        options: Arguments ``device_config``, ``cam``, ``tta``, ``flag_mpp`` of ``batch_predictor``.
     """
     parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
     with batch_predictor(lambda: classifiers, batch_size=batch_size, **options) as predict_batches:
@@ -117,7 +118,7 @@ def batch_predictor(
     tta: bool = False,
     flag_mpp: float | None = None,
 ) -> Iterator[BatchPredictor]:
-    """Context manager that yields a function; the function predicts batches of patches.
+    """Context manager that yields a function, which predicts batches of patches.
 
     The function can be called for several slides. Its first call builds the classifiers.
 
@@ -167,7 +168,10 @@ def batch_predictor(
 def predict_logits(
     classifier: PatchClassifier, pack: Pack, rows: NDArray[np.int64], **options: Any
 ) -> NDArray[np.float32]:
-    """Return logits of patches, shape (N, num_classes); ``options`` are passed to ``predict``."""
+    """Return the logits of patches, shape (N, num_classes).
+
+    ``options`` are keyword arguments of the function ``predict``.
+    """
     parts = predict([classifier], pack, rows, **options)
     empty = np.empty((0, len(pack.info.class_names)), np.float32)
     return np.concatenate([empty, *(part.logit[:, 0] for part in parts)])
@@ -176,7 +180,7 @@ def predict_logits(
 def _build_forward(
     classifier: PatchClassifier, device_config: DeviceConfig, cam: CamSpec | None, stack: ExitStack
 ) -> ForwardFn:
-    """Build a function that runs a classifier on a batch. Closing ``stack`` removes all hooks."""
+    """Build a function that runs a classifier on a batch; closing ``stack`` removes its hooks."""
     cam = None if cam is None else cam.resolve(classifier)
     with oom_as_error("the model; end other programs that use it", device_config.device):
         classifier.eval().to(device_config.device)
@@ -217,9 +221,10 @@ def can_compile(classifier: PatchClassifier, cam: CamSpec | None) -> bool:
 
 
 def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> ForwardFn:
-    """Return a function that computes logits, CAM and distance; its first batch compiles it.
+    """Return a compiled function that computes the logits, CAMs and distances of a batch.
 
-    The function is compiled again for each new batch size, so all batches should have one size.
+    The first call compiles the function. A new batch size compiles the function again, so all
+    batches should have the same size.
 
     Args:
         classifier: Classifier in eval mode, on the device that will run it.
@@ -258,7 +263,10 @@ def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> Forwa
 def _forward(
     networks: Sequence[ForwardFn], patches: Tensor, device_config: DeviceConfig, *, views: range
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return logits, mean CAM and distances of n patches, as in ``RawPrediction``."""
+    """Run all networks on all views of a batch.
+
+    The results are logits, mean CAMs and distances, as in ``RawPrediction``.
+    """
     logits, cams, distances = [], [], []
     for network in networks:
         for view in views:
@@ -296,7 +304,14 @@ def _mean_cam(cams: Sequence[Tensor]) -> Tensor:
 def _to_numpy(
     present: Sequence[bool], result: PendingResult, num: int, flags: NDArray[np.uint8] | None
 ) -> RawPrediction:
-    """Convert the outputs of ``_forward`` to arrays; ``present`` is False if one is missing."""
+    """Convert the outputs of ``_forward`` for a batch into a prediction.
+
+    Args:
+        present: For each output of ``_forward``, whether the output exists.
+        result: Outputs that exist, for a padded batch.
+        num: Number of patches in the batch, without the padding.
+        flags: Quality flags of the patches, or None.
+    """
     arrays = iter(result.arrays())
     outputs: list[Any] = [next(arrays)[:num] if here else None for here in present]
     # NaN is not accepted, because in a map NaN marks a cell without a patch.
@@ -311,7 +326,10 @@ def _to_numpy(
 def _pad_batch(
     patches: NDArray[np.uint8], transfer: DeviceTransfer, config: DeviceConfig, batch_size: int
 ) -> tuple[DeviceTensor, int]:
-    """Pad a batch with copies of its first patch and upload it; return it with its old size."""
+    """Pad a batch with copies of its first patch, and upload the batch to the device.
+
+    Return the padded batch and the number of patches without the padding.
+    """
     # For a compiled network, all batches must have the same size.
     num, full = len(patches), -(-batch_size // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
     padding = -num % (full if config.compiled else _BATCH_MULTIPLE)

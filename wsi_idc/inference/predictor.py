@@ -1,6 +1,6 @@
 """Predictor: computes probabilities of patches from checkpoints, with test-time augmentation.
 
-``wsi-idc eval`` and ``wsi-idc map`` both use it, so they compute the same probabilities.
+The commands ``eval`` and ``map`` use the same predictor, so they compute the same probabilities.
 """
 
 from collections.abc import Generator
@@ -103,9 +103,10 @@ class Predictor:
 
     @property
     def smoothing(self) -> Smoothing | NeighborModel | None:
-        """Mean neighbor model of the checkpoints; None if ``smooth`` is False.
+        """Smoothing with the mean parameters of all checkpoints; None if ``smooth`` is False.
 
-        If a checkpoint has no neighbor model, the result is the mean Gaussian of the checkpoints.
+        If all checkpoints have a neighbor model, the result is a neighbor model. Otherwise, the
+        result is a Gaussian filter.
         """
         if not self.smooth:
             return None
@@ -139,7 +140,7 @@ class Predictor:
                 )
 
     def validate_cam(self, cam: CamSpec, *, patch_px: int) -> None:
-        """Raise CheckpointError if a network cannot compute ``cam``, or ``cam`` is too coarse."""
+        """Raise CheckpointError if a network has no such CAM, or the CAM has too few cells."""
         for checkpoint in self.checkpoints:
             arch, input_px = architecture(checkpoint.architecture), checkpoint.input.input_px
             layer = cam.layer or default_cam_layer(arch, input_px)
@@ -148,11 +149,11 @@ class Predictor:
     def predict(
         self, pack: Pack, rows: NDArray[np.int64], **options: Any
     ) -> Generator[RawPrediction, None, None]:
-        """Yield the prediction of each batch; the arguments are those of ``predict.predict``."""
+        """Yield the prediction of each batch; ``options`` are arguments of ``predict.predict``."""
         return predict(self._build(), pack, rows, tta=self.tta, **options)
 
     def batch_predictor(self, **options: Any) -> AbstractContextManager[BatchPredictor]:
-        """Return the context manager ``predict.batch_predictor`` for these checkpoints."""
+        """Call ``predict.batch_predictor`` for these checkpoints; ``options`` are its arguments."""
         return batch_predictor(self._build, tta=self.tta, **options)
 
     def _build(self) -> list[PatchClassifier]:
@@ -181,12 +182,14 @@ class Predictor:
         return [c.novelty for c in self.checkpoints if c.novelty is not None]
 
     def novelty(self, distance: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
-        """Return the novelty of each patch, shape (N,), float32, 0..1, as in ``models.novelty``.
-
-        The result is the mean over the checkpoints that have a novelty model; None if none has one.
+        """Convert the distances of patches into the novelty of each patch (``models.novelty``).
 
         Args:
-            distance: Distances (N, m), as in ``RawPrediction``.
+            distance: Distances, shape (N, m), as in ``RawPrediction``.
+
+        Returns:
+            Mean novelty over all checkpoints with a novelty model, shape (N,), float32, 0..1; None
+            if no checkpoint has a novelty model.
         """
         if distance is None:
             return None
@@ -194,7 +197,10 @@ class Predictor:
         return np.mean([model.novelty(column) for model, column in columns], axis=0)
 
     def novelty_limit(self, num_patches: int) -> float | None:
-        """Return the largest usual mean novelty of a patient; None without a novelty model."""
+        """Return the largest usual mean novelty of a patient with ``num_patches`` patches.
+
+        If no checkpoint has a novelty model, return None.
+        """
         limits = [model.patient_limit(num_patches) for model in self._novelty_models]
         return float(np.mean(limits)) if limits else None
 
@@ -204,13 +210,17 @@ class Predictor:
         return replace(self, checkpoints=members)
 
     def cache_key(self) -> dict[str, Any]:
-        """Return all values on which the probabilities depend, for a JSON file."""
+        """Return a dictionary with all values on which the probabilities depend."""
         fingerprints = [checkpoint.fingerprint for checkpoint in self.checkpoints]
         checkpoint = fingerprints[0] if len(fingerprints) == 1 else fingerprints
         return {"checkpoint": checkpoint, "tta": self.tta, "smooth": self.smooth}
 
     def summary(self) -> dict[str, Any]:
-        """Return a summary for a JSON file: first checkpoint, options and all checkpoints."""
+        """Return a description of the predictor for a JSON file.
+
+        The description has the summary of the first checkpoint and the options. If there are
+        several checkpoints, the description also has a list with the summary of each checkpoint.
+        """
         members = [checkpoint.summary() for checkpoint in self.checkpoints]
         summary = {**members[0], "tta": self.tta, "smooth": self.smooth}
         return summary if len(members) == 1 else {**summary, "ensemble": members}

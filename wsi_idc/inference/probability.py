@@ -12,7 +12,7 @@ _MIN_PROBABILITY = 1e-6  # the log odds of 0 and 1 are infinite, and would hide 
 
 
 def idc_probability(logit: NDArray[np.floating], *, temperature: float) -> NDArray[np.float32]:
-    """Compute the calibrated probability of IDC, shape (N,), from logits (N, num_classes)."""
+    """Convert logits, shape (N, num_classes), into probabilities of IDC, shape (N,)."""
     return softmax(logit.astype(np.float64) / temperature, axis=1)[:, IDC].astype(np.float32)
 
 
@@ -24,14 +24,17 @@ def smoothed_probability(
     smoothing: Smoothing | NeighborModel,
     cell_um: float,
 ) -> NDArray[np.float32]:
-    """Smooth the probability of each patch over its neighbors on the grid; return shape (N,).
+    """Smooth the probability of each patch over its neighbors on the grid.
 
     Args:
         probability: Probability of IDC of each patch, shape (N,).
         slide: Slide of each patch, shape (N,). A neighbor is a patch of the same slide.
         row_col: Row and column of each patch on the grid of its slide, shape (N, 2).
-        smoothing: Gaussian or neighbor model.
+        smoothing: Gaussian filter or neighbor model.
         cell_um: Side of a grid cell in um.
+
+    Returns:
+        Smoothed probability of each patch, shape (N,), float32.
     """
     odds = smooth_slides(smoothing, log_odds(probability), slide, row_col, cell_um=cell_um)
     return expit(odds).astype(np.float32)

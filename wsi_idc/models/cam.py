@@ -48,7 +48,7 @@ class CamSpec:
     class_index: int = IDC
 
     def resolve(self, classifier: PatchClassifier) -> "CamSpec":
-        """Return a copy with the default layer of the classifier if ``layer`` is None.
+        """Return a copy in which the default layer of the classifier replaces ``layer=None``.
 
         For None, ``cam_extractor`` uses the last feature map. So ``layer`` stays None if the
         default layer is the layer of the last feature map.

@@ -1,4 +1,4 @@
-"""Read the specification of a search from a job file: fixed settings, axes and sampler."""
+"""Specification of a search, read from a job file: fixed settings, axes and sampler."""
 
 import itertools
 import math
@@ -68,7 +68,8 @@ class SearchSpec:
         fixed: Settings that are the same in all trials; the keys are fields of ``TrainConfig``.
         axes: Possible values of each varied setting. A point has one value from each axis.
         sampler: Method that chooses the settings of each trial, one of ``SAMPLERS``.
-        trials: Number of trials if ``sampler`` is random or tpe; grid runs one trial per point.
+        trials: Number of trials of the sampler "random" or "tpe". The sampler "grid" ignores this
+            number and runs one trial per point.
         seed: Seed of the sampler.
         prune: Whether a trial is stopped early if it is worse than the median of earlier trials.
         metric: Metric to maximize; it is measured on the val patients.
@@ -147,7 +148,7 @@ class SearchSpec:
         return TrainConfig(**settings)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all settings that identify the search, for a JSON file.
+        """Return the settings that identify the search, as a dictionary for a JSON file.
 
         The number of trials is left out, because the user may increase it later.
         """

@@ -34,9 +34,9 @@ class Trial:
     Attributes:
         number: Number of the trial, counted from 0.
         state: State of the trial, one of ``STATES``.
-        point: Value of the trial on each axis; may be empty for a waiting trial.
-        value: Value of the search's metric. For a complete trial, this is the value of the best
-            epoch, else of the last epoch. None if no epoch is finished.
+        point: Value of the trial on each axis. The point of a waiting trial may be empty.
+        value: Value of the metric of the search. For a complete trial, this is the value of the
+            best epoch. For all other trials, this is the value of the last finished epoch, or None.
         metrics: All metrics on the val patients; None for an incomplete trial.
         config: All settings of the training; None for an incomplete trial.
         best_epoch: Epoch of the checkpoint; None for an incomplete trial.
@@ -159,7 +159,7 @@ def best_job(result: SearchResult) -> str:
 
 
 def draw_search(result: SearchResult) -> Figure:
-    """Draw one chart per varied setting: x is the value of the setting, y the metric of a trial."""
+    """Draw one chart per varied setting: the metric of each trial over the value of the setting."""
     assert result.best is not None
     axes = result.spec.axes
     num_columns = min(len(axes), _MAX_COLUMNS)
@@ -189,7 +189,11 @@ def _draw_axis(panel: Axes, result: SearchResult, name: str) -> None:
         values = sorted(axis, key=lambda value: 0 if isinstance(value, str) else value)
 
     def scatter(trials: Sequence[Trial], *style: Any, **options: Any) -> None:
-        """Draw a mark per trial; x is the setting's value, or the index of the value in a list."""
+        """Draw a mark per trial; y is the metric of the trial.
+
+        If the axis is a ``Range``, x is the value of the setting. If the axis is a list, x is the
+        index of the value in the list. Other arguments are those of matplotlib's ``scatter``.
+        """
         known = [(trial.point[name], trial.value) for trial in trials if trial.value is not None]
         x = [values.index(value) if values else value for value, _ in known]
         if known:

@@ -1,7 +1,7 @@
 """Search for good training settings. Several processes may work on the same search.
 
-Each process repeats these steps until no trial is left: it claims a trial, trains in the run
-directory of the trial, and records the result. If a process was stopped or killed, its trial is
+Each process claims a trial, trains in the run directory of the trial, and records the result. The
+process repeats these steps until no trial is left. If a process is stopped or killed, its trial is
 resumed later.
 """
 
@@ -85,7 +85,11 @@ def search(
 
 
 def _is_started(folder: Path, settings: dict[str, Any]) -> bool:
-    """Return whether the search was started; raise JobError if the folder contains other files."""
+    """Return whether the search was started in ``folder``.
+
+    Raises:
+        JobError: The folder contains other files, or a search with other settings.
+    """
     file = folder / "search.json"
     if not file.exists():
         if folder.exists() and not folder.is_dir():
@@ -105,7 +109,10 @@ def _is_started(folder: Path, settings: dict[str, Any]) -> bool:
 
 
 def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
-    """Raise an error if the device, or the model, weights or split of a trial, cannot be used."""
+    """Check that the device, and the models, weights and splits of all trials can be used.
+
+    If not, raise an error before the first trial starts.
+    """
     for config in map(spec.config, spec.points("precision")):
         select_device(device, config.precision)
     for config in map(resolve, map(spec.config, spec.points("model", "weights", "input_size"))):
@@ -128,7 +135,10 @@ def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
 def _train_trial(
     study: Study, lease: TrialLease, pack: Pack, *, device: str, stop: StopRequest | None
 ) -> None:
-    """Train a trial and record its result; if the settings cause an error, the search continues."""
+    """Train a trial and record its result.
+
+    If the settings of the trial cause an error, record the error, so that the search continues.
+    """
     spec, number = study.spec, lease.number
     trials = study.trials()
     num_done = sum(trial.state in ("complete", "pruned", "failed") for trial in trials)

@@ -98,7 +98,7 @@ class TrialLease:
             self._trial.set_user_attr(name, value)
 
     def finish(self, state: "TrialState", value: float | None = None, **attributes: Any) -> None:
-        """Record the end of the trial, its value and further attributes."""
+        """Record the end of the trial with its state, its value and further attributes."""
         # On a disk without file locks, another process may have finished the same trial.
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             self.pause(**attributes)
@@ -146,7 +146,10 @@ class Study:
         return TrialLease(self._study, self._study.ask(), self.spec)
 
     def _lock_trial(self, number: int, stack: contextlib.ExitStack) -> None:
-        """Lock a trial; seed the sampler by its number, so that a resumed trial gets its values."""
+        """Lock a trial, and create a sampler whose seed depends on the number of the trial.
+
+        Therefore, a resumed trial gets the same values as before.
+        """
         lock = self.folder / f".trial-{number:04d}.lock"
         try:
             stack.enter_context(locked(lock, what=self.folder))
@@ -203,7 +206,10 @@ def _suggest(trial: "optuna.Trial", name: str, axis: Axis) -> Value:
 
 @contextlib.contextmanager
 def wait_for_search_lock(folder: Path, stop: StopRequest | None) -> Iterator[None]:
-    """Context manager that holds the lock of a search, so that no process can claim a trial."""
+    """Context manager that waits for the lock of a search, and then holds the lock.
+
+    While the lock is held, no other process can claim a trial.
+    """
     lock, on_wait = folder / ".lock", partial(raise_if_stopped, stop)
     log_as = f"another process of this search ({lock})"
     with wait_for_lock(lock, what=folder, log_as=log_as, log_after=10.0, on_wait=on_wait):

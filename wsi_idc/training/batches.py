@@ -1,7 +1,7 @@
-"""Read the batches of an epoch in the background; sample their order, augmentation and mixup.
+"""Batches of an epoch: random order, augmentation and mixup; a thread reads the next batch.
 
-The random numbers of a batch depend only on the seed, the epoch and the step. They stay the same if
-a training is stopped and resumed, or if the number of processes changes.
+The random numbers of a batch depend only on the seed, the epoch and the step. These numbers do not
+change if a training is stopped and resumed, or if the number of processes changes.
 """
 
 import logging
@@ -30,13 +30,14 @@ _ORDER, _STEP = 0, 1
 
 
 class PatchSource:
-    """Source of patches: the memory of the device if all patches fit there, else the pack.
+    """Source of patches: a copy of all patches on the device, or the file of the pack.
 
     Args:
         pack: Pack that contains the patches.
         rows: Indices in the pack of all patches that will be read, shape (N,).
         device: Device of the network.
-        resident: Whether to copy all patches to the device; None: only if a GPU has enough memory.
+        resident: Whether to copy all patches to the device; None: copy them if the device is a GPU
+            with enough memory.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class PatchSource:
         logger.info("%d patches copied to %s", len(rows), device)
 
     def take(self, rows: NDArray[np.int64]) -> Tensor:
-        """Return patches of the pack, shape (n, H, W, 3), uint8; any thread may call this."""
+        """Return patches of the pack, shape (n, H, W, 3), uint8; any thread may call it."""
         if self._resident is None:
             return self._pinned(torch.from_numpy(self.pack.patches[rows]))
         positions = self._pinned(torch.from_numpy(self._position[rows]))
@@ -80,9 +81,10 @@ class Batch:
 
     Attributes:
         patches: Patches of this part, shape (n, H, W, 3), uint8.
-        params: Augmentation of each patch.
-        mixed_in: Partner patches for mixup, and their augmentation; None without mixup.
-        targets: Targets of the n patches.
+        params: Parameters of the augmentation of each patch.
+        mixed_in: Partner patches for mixup, and the parameters of the augmentation of these
+            patches; None without mixup.
+        targets: Targets of ``patches``.
         all_targets: Targets of the complete batch, including the parts of other processes.
         seed: Seed of random numbers inside the network, such as dropout.
     """
@@ -98,7 +100,11 @@ class Batch:
 def epoch_order(
     label: NDArray[np.integer], *, imbalance: str, seed: int, epoch: int
 ) -> NDArray[np.int64]:
-    """Return the random order of the patches in an epoch, as indices into ``label``, shape (N,)."""
+    """Return the indices of the patches in the random order of an epoch, shape (N,).
+
+    If ``imbalance`` is "oversample", an index can occur several times, and both classes occur
+    about equally often. ``label`` is the label of each patch.
+    """
     rng = np.random.default_rng([_ORDER, seed, epoch])
     if imbalance != "oversample":
         return rng.permutation(len(label))

@@ -191,7 +191,11 @@ class TrainConfig:
 
 
 def resolved_config(config: TrainConfig, pack: "Pack", split: "Split") -> dict[str, Any]:
-    """Return all settings and fingerprints that the weights depend on, for a JSON file."""
+    """Return a dictionary with everything that determines the weights of a training.
+
+    The dictionary contains settings, and fingerprints of the data, the split and the initial
+    weights.
+    """
     settings = resolve(config).training_settings
     # The result depends on the content of a file of initial weights, not on its path.
     settings["weights"] = weights_fingerprint(config) or settings["weights"]
@@ -206,7 +210,11 @@ def resolved_config(config: TrainConfig, pack: "Pack", split: "Split") -> dict[s
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """Replace the values "auto" and 0 by the defaults of the model."""
+    """Return the settings with the defaults of the model in place of "auto" and 0.
+
+    The settings ``weights`` and ``normalize`` can be "auto". The settings ``input_size`` and
+    ``learning_rate`` can be 0. With initial weights, ``normalize`` stays "auto".
+    """
     name = config.model.replace("_", "-")
     if name in KNOWN_MODELS:
         input_px, has_imagenet = KNOWN_MODELS[name]
@@ -231,7 +239,10 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
 
 def monitored_value(record: dict[str, Any], metric: str) -> float:
-    """Return the value of a metric in an epoch's record; a larger value is better."""
+    """Return the value of a metric in an epoch's record; a larger value is better.
+
+    For the metric "loss", the result is the negative loss.
+    """
     # Records of version 0.1.0 have only the value at a threshold of 0.5.
     value = float(record.get(f"val_largest_{metric}", record[f"val_{metric}"]))
     return -value if metric == "loss" else value
@@ -243,7 +254,7 @@ def is_weights_file(weights: str) -> bool:
 
 
 def weights_fingerprint(config: TrainConfig) -> str | None:
-    """Return the SHA-256 of the initial weights; None if the setting ``weights`` is not a path."""
+    """Return the SHA-256 of the file of initial weights; None if ``weights`` is not a path."""
     if not is_weights_file(config.weights):
         return None
     try:

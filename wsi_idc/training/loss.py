@@ -66,7 +66,10 @@ class Loss:
 
 
 def mix_targets(targets: Targets, value_of: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return ``value_of(label)``, shape (N,); with mixup, the weighted mean of the two values."""
+    """Return ``value_of(label)`` for the label of each patch, shape (N,).
+
+    With mixup, each patch has two labels. The result is the weighted mean of their two values.
+    """
     values = value_of(targets.label)
     if targets.label_b is None or targets.lam is None:
         return values
@@ -74,5 +77,5 @@ def mix_targets(targets: Targets, value_of: Callable[[Tensor], Tensor]) -> Tenso
 
 
 def inverse_frequency(label: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Return class weights, inverse to the class frequency; their mean over patches is 1."""
+    """Return class weights, inverse to the class frequency; the mean weight of all patches is 1."""
     return len(label) / (2 * np.bincount(label, minlength=2))

@@ -13,7 +13,10 @@ LAST_LR_FACTOR = 0.01
 
 
 def build_optimizer(classifier: PatchClassifier, config: TrainConfig) -> torch.optim.Optimizer:
-    """Build the optimizer with a learning rate per stage; no weight decay for biases and norms."""
+    """Build the optimizer; each stage of the network has its own learning rate.
+
+    The biases and the parameters of normalization layers have no weight decay.
+    """
     groups = []
     for depth, parameters in enumerate(reversed(_stages(classifier))):
         rate = config.learning_rate * config.layer_decay**depth
@@ -51,10 +54,14 @@ def lr_factor(config: TrainConfig, step: int, *, total: int) -> float:
 
 
 def plateau_factor(config: TrainConfig, values: list[float]) -> float:
-    """Return the factor of the schedule "plateau" for the learning rate; 1 for other schedules.
+    """Return the factor by which the schedule "plateau" multiplies the learning rate.
 
-    The factor is multiplied by 0.1 after ``patience // 2`` epochs (at least 1) without a better
-    value. ``values`` has the monitored value of each finished epoch; a larger value is better.
+    The factor is 1 at first. After each ``patience // 2`` epochs (at least 1) without a better
+    value, the factor is multiplied by 0.1. For other schedules, the factor is always 1.
+
+    Args:
+        config: Settings of the training.
+        values: Monitored value of each finished epoch; a larger value is better.
     """
     factor, best, num_waited = 1.0, -math.inf, 0
     for value in values:
@@ -66,7 +73,7 @@ def plateau_factor(config: TrainConfig, values: list[float]) -> float:
 
 
 def build_average(network: nn.Module, decay: float) -> AveragedModel:
-    """Build a running average of weights and buffers; ``update_parameters`` updates it."""
+    """Build a running average of weights and buffers; its ``update_parameters`` adds new values."""
 
     @torch.no_grad()
     def update(average: list[Tensor], current: list[Tensor], _: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 ``run.json`` contains the settings and the status. ``metrics.jsonl`` has one line per epoch.
 ``best.pt`` is the checkpoint of the best epoch. ``last.pt`` is the state from which the training
-resumes. While a new training replaces a finished run, ``replaced.pt`` is the old checkpoint.
+resumes. While a new training replaces a finished run, ``replaced.pt`` is its checkpoint.
 """
 
 import hashlib
@@ -61,7 +61,11 @@ class Run:
 
     @property
     def finished_checkpoint(self) -> Path:
-        """Path of the checkpoint of the last finished training; RunError if run.json is damaged."""
+        """Path of the checkpoint of the last finished training.
+
+        Raises:
+            RunError: ``run.json`` is damaged.
+        """
         is_replaced = self.replaced.exists() and not self.is_finished()
         return self.replaced if is_replaced else self.best
 
@@ -77,7 +81,7 @@ class Run:
         return record
 
     def validate_dir(self) -> None:
-        """Raise RunError if the folder is not a run and is not empty."""
+        """Raise RunError if the folder has files, but is not a run directory."""
         if self.exists():
             self.read()
         elif any(not path.name.startswith(".") for path in self.folder.glob("*")):
@@ -92,7 +96,7 @@ class Run:
             )
 
     def protect_weights(self, weights: Path) -> None:
-        """Raise RunError if a new training in this folder would delete its initial weights."""
+        """Raise RunError if a new training in this folder would delete the file ``weights``."""
         files = (self.best, self.last, self.replaced)
         if any(own.exists() and own.samefile(weights) for own in files):
             raise RunError(
@@ -114,7 +118,7 @@ class Run:
         self.write("running", settings, details)
 
     def write(self, status: str, settings: Mapping[str, Any], details: Mapping[str, Any]) -> None:
-        """Write run.json, which contains the status, the settings and further details."""
+        """Write run.json with the status, the settings and the entries of ``details``."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"format": FORMAT, "status": status, "updated": now, "asked": settings, **details}
         write_json(self.folder / "run.json", record)
@@ -122,7 +126,7 @@ class Run:
             self.replaced.unlink(missing_ok=True)
 
     def update_best_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Replace the value of "best" in run.json by ``metrics``; "updated" does not change."""
+        """Set the entry "best" of run.json to ``metrics``; the entry "updated" does not change."""
         write_json(self.folder / "run.json", {**self.read(), "best": dict(metrics)})
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
@@ -130,9 +134,10 @@ class Run:
         write_text(self.folder / HISTORY, "".join(json.dumps(epoch) + "\n" for epoch in history))
 
     def read_history(self) -> list[dict[str, Any]] | None:
-        """Return the records in metrics.jsonl, one per epoch; None if there is no epoch.
+        """Return the records in metrics.jsonl, one per epoch; None if there is no record.
 
-        Damaged lines, values that are not numbers and numbers too large to draw are left out.
+        Damaged lines are left out. A record contains only its numbers below 1e15, because larger
+        numbers cannot be drawn.
         """
         try:
             lines = (self.folder / HISTORY).read_text(encoding="utf-8").splitlines()
@@ -158,9 +163,9 @@ def describe_changes(before: object, settings: Mapping[str, Any], *, max_length:
     """Return a text that lists the differences between two sets of settings; "" if they are equal.
 
     Args:
-        before: Settings that were read from a file; a value that is not a dict counts as {}.
+        before: Settings from a file; they count as empty if ``before`` is not a dictionary.
         settings: New settings.
-        max_length: Largest number of characters of a value; longer values are cut.
+        max_length: Largest number of characters of a value; longer values are shortened.
     """
 
     def short(value: Any) -> str:
@@ -185,7 +190,11 @@ def default_run(runs: Path, model: str, settings: Mapping[str, Any]) -> Run:
 
 
 def check_default(runs: Path, run: Path | None = None) -> None:
-    """Raise RunError if ``runs / DEFAULT`` is a folder, or if ``run`` is this file."""
+    """Check that the file ``default`` in ``runs`` can contain the path ``run``.
+
+    Raises:
+        RunError: ``default`` is a folder, or ``run`` is the path of the file ``default``.
+    """
     file = runs / DEFAULT
     if file.is_dir():
         raise RunError(f"{file} is a folder, so no default can be set; rename the folder")
@@ -196,7 +205,7 @@ def check_default(runs: Path, run: Path | None = None) -> None:
 def set_default(runs: Path, run: Path | None) -> None:
     """Write the path of a run or a .pt file into the file ``default`` in ``runs``.
 
-    None deletes the file ``default``.
+    The call with ``run=None`` deletes the file ``default``.
 
     Raises:
         RunError: ``default`` is a folder, or ``run`` is the path of the file ``default``.
@@ -212,12 +221,13 @@ def set_default(runs: Path, run: Path | None) -> None:
 
 
 def default_checkpoint(runs: Path) -> Path | None:
-    """Return the checkpoint that the file ``default`` in ``runs`` names; None without this file.
+    """Return the path of the default checkpoint; None if there is no file ``default`` in ``runs``.
 
-    While a new training replaces the named run, return the old checkpoint of the run.
+    The file ``default`` contains the path of a run or of a checkpoint. While a new training
+    replaces this run, return the old checkpoint of the run.
 
     Raises:
-        RunError: The file cannot be read, or it names no checkpoint.
+        RunError: The file cannot be read, or its content is not the path of a checkpoint.
     """
     file = runs / DEFAULT
     if not file.exists():

@@ -110,13 +110,16 @@ def build_training(
 
 
 def labeled_rows(pack: Pack, patients: Collection[str]) -> NDArray[np.int64]:
-    """Return the indices in the pack of all labeled patches of ``patients``, shape (n,)."""
+    """Return the indices of all labeled patches of some patients in the pack, shape (n,)."""
     is_chosen = np.isin(pack.patient_of, list(patients))
     return np.flatnonzero(is_chosen & (pack.index["label"].to_numpy() >= 0))
 
 
 def _pretraining_patients(config: TrainConfig, split: Split) -> tuple[str, ...]:
-    """Return the train patients of the initial weights; warn if one is now in val or test."""
+    """Return the patients on which the initial weights were trained.
+
+    Log a warning if one of these patients is in val or test.
+    """
     if not is_weights_file(config.weights):
         return ()
     patients = pretrained.pretraining_patients(Path(config.weights))

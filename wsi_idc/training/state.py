@@ -90,7 +90,10 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Number of full batches in an epoch. A smaller last batch would disturb batch norm."""
+        """Number of full batches in an epoch, at least 1.
+
+        A smaller last batch is left out, because it would disturb batch norm.
+        """
         return max(1, len(self.rows["train"]) // self.config.batch_size)
 
     @property

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_model(training: Training) -> None:
-    """Prepare the model for the current epoch: its mode, frozen layers, torch.compile and DDP."""
+    """Prepare the model for the current epoch: freeze layers, compile, and wrap with DDP."""
     classifier, epoch = training.classifier, training.state.epoch
     is_frozen = epoch < training.config.freeze
     classifier.train(not is_frozen)  # eval mode: a frozen batch norm keeps its statistics

@@ -68,8 +68,8 @@ def train(
 ) -> Checkpoint:
     """Train a classifier, or resume a stopped training, and return the final checkpoint.
 
-    If the run is finished and ``overwrite`` is False, its checkpoint is loaded. If only the
-    settings ``CALIBRATION_FIELDS`` changed, the checkpoint is calibrated again.
+    If the run is finished and ``overwrite`` is False, its checkpoint is loaded. If only
+    settings in ``CALIBRATION_FIELDS`` changed, the checkpoint is calibrated again.
 
     Args:
         config: Settings of the training.
@@ -81,8 +81,8 @@ def train(
         overwrite: Whether to replace a finished run or a run with other settings. An unfinished
             run with the same settings is always resumed, because a cluster restarts a job with the
             same flags.
-        micro_batch: Number of patches that a process computes at once; 0: its complete
-            part of a batch. The number of patches per step does not change.
+        micro_batch: Number of patches that a process computes at once; 0: all patches of its part
+            of the batch. The number of patches per step does not change.
         save_minutes: Minutes between two saves within an epoch.
         stop: Request of the user to save and stop; checked after each step.
         on_epoch: Function that gets the record of each epoch after the epoch is saved. If the

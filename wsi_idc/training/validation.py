@@ -27,9 +27,11 @@ logger = logging.getLogger(__name__)
 
 
 def predict_val(training: Training) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the logits, shape (N, num_classes), and the labels, shape (N,), of all val patches.
+    """Predict all val patches; each process of the training predicts a part of the patches.
 
-    Each process of the training predicts a part of the patches.
+    Returns:
+        Logits of all val patches, shape (N, num_classes).
+        Labels of all val patches, shape (N,).
     """
     rows, world, pack = training.rows["val"], training.world, training.pack
     world.broadcast_module(training.ema_model.network)
@@ -124,7 +126,7 @@ def _calibrate(checkpoint: Checkpoint, logit: NDArray[np.float32], pack: Pack) -
 
 
 def _with_novelty(checkpoint: Checkpoint, pack: Pack, device_config: DeviceConfig) -> Checkpoint:
-    """Return the checkpoint with a novelty model; a missing model is fitted."""
+    """Return the checkpoint with a novelty model; fit the model if the checkpoint has no model."""
     if checkpoint.novelty is not None:
         return checkpoint
     train, val = (labeled_rows(pack, checkpoint.patients(role)) for role in ("train", "val"))
