@@ -89,7 +89,7 @@ def bench_train(
 
 
 def _stages(training: Training) -> dict[str, timing.Variant]:
-    """Return one function per stage, by name. The stages are read, augment and resize one batch."""
+    """Return the functions of the stages by name. A function reads, augments or resizes a batch."""
     rows = training.rows["train"][: training.config.batch_size]
     generator = torch.Generator().manual_seed(0)
     params = sample_params(training.config.augment, len(rows), generator=generator)

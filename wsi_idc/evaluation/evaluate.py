@@ -274,7 +274,7 @@ def compute_metrics(
 
 
 def _is_of_other_training(predictor: Predictor, pack: Pack) -> bool:
-    """Return True if a checkpoint of another pack has patients of ``pack`` in its split."""
+    """Return True if a checkpoint was trained on another pack that has patients of ``pack``."""
     return any(
         checkpoint.provenance.get("data_fingerprint") != pack.info.source_fingerprint
         and not set(pack.patients).isdisjoint(checkpoint.split)

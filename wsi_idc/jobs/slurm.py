@@ -132,7 +132,7 @@ def submit(script: Path, flags: Sequence[str] = ()) -> str:
 
 
 def queue_of(job: Job) -> list[str]:
-    """Return one line for each entry of a job in SLURM's queue. Without SLURM, return no line.
+    """Return one line per entry of a job in SLURM's queue. Without SLURM, return an empty list.
 
     A running entry is found by its comment, which contains the path of the job file. A pending
     entry is found by its name.

@@ -187,7 +187,7 @@ def _cards_page(
 
 
 def row_key(row: Mapping[str, Any]) -> str:
-    """Return the model key, as ``model_key`` does, of the map in a row of the cohort table."""
+    """Return the ``model_key`` of a row of the cohort table: the key of the model of its map."""
     return str(row["ensemble"] or row["checkpoint_sha256"])
 
 
