@@ -219,6 +219,12 @@ def test_a_stop_signal_ends_the_server_and_frees_the_port(catalog: Catalog):
 def test_a_port_that_is_in_use(catalog: Catalog):
     with running(catalog) as server:
         other = ViewServer(catalog)
+
+        async def start_and_stop() -> None:
+            try:
+                other.start(server.port)
+            finally:
+                await other.stop()
+
         with pytest.raises(WsiIdcError, match=f"port {server.port}: address already in use; give"):
-            other.start(server.port)
-        asyncio.run(other.stop())
+            asyncio.run(start_and_stop())
