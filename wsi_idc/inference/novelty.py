@@ -1,4 +1,4 @@
-"""Fit the novelty model of a classifier to train and val patches."""
+"""Fit of the novelty model of a classifier to train and val patches."""
 
 import logging
 from dataclasses import replace

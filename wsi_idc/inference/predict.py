@@ -180,7 +180,7 @@ def predict_logits(
 def _build_forward(
     classifier: PatchClassifier, device_config: DeviceConfig, cam: CamSpec | None, stack: ExitStack
 ) -> ForwardFn:
-    """Build a function that runs a classifier on a batch; closing ``stack`` removes its hooks."""
+    """Build a function that runs a classifier on a batch; closing ``stack`` removes the hooks."""
     cam = None if cam is None else cam.resolve(classifier)
     with oom_as_error("the model; end other programs that use it", device_config.device):
         classifier.eval().to(device_config.device)

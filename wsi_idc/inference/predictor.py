@@ -140,7 +140,7 @@ class Predictor:
                 )
 
     def validate_cam(self, cam: CamSpec, *, patch_px: int) -> None:
-        """Raise CheckpointError if a network has no such CAM, or the CAM has too few cells."""
+        """Raise CheckpointError if a network cannot compute ``cam``, or the CAM is too small."""
         for checkpoint in self.checkpoints:
             arch, input_px = architecture(checkpoint.architecture), checkpoint.input.input_px
             layer = cam.layer or default_cam_layer(arch, input_px)
@@ -153,7 +153,10 @@ class Predictor:
         return predict(self._build(), pack, rows, tta=self.tta, **options)
 
     def batch_predictor(self, **options: Any) -> AbstractContextManager[BatchPredictor]:
-        """Call ``predict.batch_predictor`` for these checkpoints; ``options`` are its arguments."""
+        """Return the context manager ``predict.batch_predictor`` for these checkpoints.
+
+        ``options`` are keyword arguments of ``predict.batch_predictor``.
+        """
         return batch_predictor(self._build, tta=self.tta, **options)
 
     def _build(self) -> list[PatchClassifier]:
@@ -205,7 +208,7 @@ class Predictor:
         return float(np.mean(limits)) if limits else None
 
     def uncalibrated(self) -> "Predictor":
-        """Return this predictor with all temperatures set to 1."""
+        """Return a copy of this predictor in which all temperatures are 1."""
         members = tuple(replace(c, temperature=1.0) for c in self.checkpoints)
         return replace(self, checkpoints=members)
 

@@ -9,9 +9,10 @@ computed only for the layers after the feature map.
 The library torchcam computes all methods except Grad-CAM. This module changes torchcam so that the
 CAM of a patch does not depend on the other patches of the batch.
 
-The CAMs of torchcam 0.5.0 differ from the papers in two methods. gradcam++ omits the denominator of
-the coefficients alpha, so each weight is the sum of the cubes of the positive gradients.
-smoothgradcam++ uses the feature map and the gradients of the last noisy image, not their means.
+For two methods, the CAMs of torchcam 0.5.0 differ from the papers. "gradcam++" omits the
+denominator of the coefficients alpha, so the weight of a channel is the sum of the cubes of its
+positive gradients. "smoothgradcam++" uses the feature map and the gradients of the last noisy
+image, instead of the means over all noisy images.
 """
 
 from collections.abc import Callable, Iterator

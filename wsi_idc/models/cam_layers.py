@@ -1,4 +1,4 @@
-"""Find the layers of a network for CAMs and novelty, and the sizes of their feature maps."""
+"""Layers of a network for CAMs and novelty, and the sizes of their feature maps."""
 
 import difflib
 import functools
@@ -135,7 +135,7 @@ def novelty_layer(arch: Architecture, input_px: int) -> str:
 
 @functools.cache
 def num_channels(arch: Architecture, input_px: int, layer: str) -> int:
-    """Return the number of channels of a layer's feature map; 0 if the layer has none."""
+    """Return the number of channels of a layer's feature map; 0 if the output is no feature map."""
     if layer not in _grids(arch, input_px):
         return 0
     return _output_shapes(arch, input_px)[layer][1]
@@ -202,8 +202,9 @@ def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
 def _finer_layers(grids: Mapping[str, tuple[int, int]], *, last: str) -> dict[str, str]:
     """Return at most 3 layers whose feature maps have enough cells for a CAM.
 
-    The key is the name of a layer, and the value is a text with the name and the grid size. The
-    layer with the smallest feature map is first. Layers after ``last`` are not candidates.
+    In the result, a key is the name of a layer, and its value is a text with the name and the grid
+    size. The layer with the smallest feature map is first. Layers after ``last`` are not
+    candidates.
     """
     names = list(grids)
     chosen: dict[tuple[int, int], str] = {}

@@ -71,7 +71,7 @@ class PatchClassifier(nn.Module):
         return F.interpolate(x.contiguous(), size=size, mode="bilinear", antialias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute logits (N, num_classes).
+        """Compute the logits of a batch, shape (N, num_classes).
 
         Args:
             x: Patches (N, H, W, 3), uint8, or images (N, 3, H, W), float, 0..1.

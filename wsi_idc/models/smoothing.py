@@ -1,4 +1,4 @@
-"""Two methods to smooth the log odds of neighboring patches: Gaussian and neighbor model."""
+"""Two methods to smooth the log odds of neighboring patches: Gaussian filter, neighbor model."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -51,7 +51,7 @@ class Smoothing:
 
 @dataclass(frozen=True)
 class NeighborModel:
-    """Logistic regression on the log odds of a patch and on their means in rings around the patch.
+    """Logistic regression on the log odds of a patch and the mean log odds of rings around it.
 
     The number of neighbors is not an input of the model. This number can depend on the label,
     because more patches of one label are missing in some data sets.

@@ -1,4 +1,4 @@
-"""Optuna study of a search. Several processes share it: each claims trials and records results.
+"""Optuna study that all processes of a search share, to claim trials and to record results.
 
 Optuna stores the study in a journal. The journal is a text file; lines are only appended to it. To
 claim a trial, a process locks the lock file of the trial. The process keeps the lock until the

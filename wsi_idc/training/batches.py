@@ -65,7 +65,10 @@ class PatchSource:
         logger.info("%d patches copied to %s", len(rows), device)
 
     def take(self, rows: NDArray[np.int64]) -> Tensor:
-        """Return patches of the pack, shape (n, H, W, 3), uint8; any thread may call it."""
+        """Return patches of the pack, shape (n, H, W, 3), uint8.
+
+        Any thread may call this method.
+        """
         if self._resident is None:
             return self._pinned(torch.from_numpy(self.pack.patches[rows]))
         positions = self._pinned(torch.from_numpy(self._position[rows]))

@@ -52,7 +52,10 @@ class Loss:
         return mix_targets(targets, lambda label: self.class_weight[label]).sum()
 
     def loss_sum(self, logits: Tensor, targets: Targets) -> Tensor:
-        """Return the sum of the losses of all patches, float32; logits are (N, num_classes)."""
+        """Return the sum of the losses of all patches, float32.
+
+        ``logits`` has the shape (N, num_classes).
+        """
         return mix_targets(targets, lambda label: self._losses(logits.float(), label)).sum()
 
     def _losses(self, logits: Tensor, label: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 ``run.json`` contains the settings and the status. ``metrics.jsonl`` has one line per epoch.
 ``best.pt`` is the checkpoint of the best epoch. ``last.pt`` is the state from which the training
-resumes. While a new training replaces a finished run, ``replaced.pt`` is its checkpoint.
+resumes. While a new training replaces a finished run, ``replaced.pt`` is the checkpoint of the
+finished run.
 """
 
 import hashlib
@@ -136,8 +137,8 @@ class Run:
     def read_history(self) -> list[dict[str, Any]] | None:
         """Return the records in metrics.jsonl, one per epoch; None if there is no record.
 
-        Damaged lines are left out. A record contains only its numbers below 1e15, because larger
-        numbers cannot be drawn.
+        Damaged lines are left out. In a record, values that are not numbers and numbers above
+        1e15 are left out, because they cannot be drawn.
         """
         try:
             lines = (self.folder / HISTORY).read_text(encoding="utf-8").splitlines()

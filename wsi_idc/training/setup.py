@@ -1,4 +1,4 @@
-"""Build a training: the model with its initial weights, the loss, the optimizer and the data."""
+"""Setup of a training: the model with its initial weights, the loss, the optimizer, the data."""
 
 import logging
 import math
@@ -110,7 +110,7 @@ def build_training(
 
 
 def labeled_rows(pack: Pack, patients: Collection[str]) -> NDArray[np.int64]:
-    """Return the indices of all labeled patches of some patients in the pack, shape (n,)."""
+    """Find all labeled patches of ``patients``; return their indices in the pack, shape (n,)."""
     is_chosen = np.isin(pack.patient_of, list(patients))
     return np.flatnonzero(is_chosen & (pack.index["label"].to_numpy() >= 0))
 

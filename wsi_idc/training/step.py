@@ -40,7 +40,8 @@ def prepare_model(training: Training) -> None:
 def train_step(training: Training, batch: Batch) -> None:
     """Train on one batch, and add its loss to ``training.pending_loss``.
 
-    If the device runs out of memory, this batch and all later ones are computed in smaller parts.
+    If the device runs out of memory, this batch and all later batches are computed in
+    smaller parts.
     """
     while not _fits_in_memory(training, batch):
         training.optimizer.zero_grad(set_to_none=True)

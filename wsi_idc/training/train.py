@@ -1,4 +1,4 @@
-"""Train a classifier on the train patients of a pack, and validate it on the val patients.
+"""Training of a classifier on the train patients of a pack, with validation on the val patients.
 
 Stopping and resuming a training does not change its final weights.
 """
