@@ -1,4 +1,4 @@
-"""Cut one slide into labelled patches; the pixels go to files of a cache folder."""
+"""Cut one slide into labelled patches, and write the pixels to a file in a cache folder."""
 
 import hashlib
 import os
@@ -57,13 +57,15 @@ class LabelSettings:
     """Settings for labelling patches by annotations.
 
     Attributes:
-        folder: Folder of the annotation files; the file of a slide has the name of the slide. A
-            manifest can name other files.
-        classes: Target of each class, from ``class_table``.
-        min_share: Share of a patch's area that outlines of a class must cover to label the patch.
+        folder: Folder of the annotation files. The annotation file of a slide has the name of the
+            slide. A manifest can name other files.
+        classes: Result of ``class_table``: the target (such as "IDC") of each annotation class.
+        min_share: Smallest share of the area of a patch that a target must cover. If a target
+            covers this share, the patch gets the label of the target.
         unannotated: Label of tissue outside all outlines: "non-IDC", "unknown" or "skip". None
             means that the user made no choice.
-        frame: Origin of the coordinates: "auto", "level0" or "qupath".
+        frame: Origin of the coordinates in annotation files, as in ``read_annotations``: "auto",
+            "level0" or "qupath".
     """
 
     folder: Path | None = None
@@ -81,10 +83,11 @@ class CutSlide:
         patient: Patient id.
         slide: Record of the slide for the pack.
         index: One row per patch with columns x, y, label, height, width.
-        counts: Row of the table of slides, with the columns ``COLUMNS``.
-        pixels_path: File in the cache folder: NumPy array (N, patch_px, patch_px, 3), uint8.
-        details_path: File in the cache folder: overview of the slide, pixel histogram and checksum.
-        was_complete: Whether an earlier call has cut the slide.
+        counts: Row of the table of slides: a value for each name in ``COLUMNS``.
+        pixels_path: NumPy file in the cache folder with the pixels of the patches.
+        details_path: NumPy file in the cache folder with the overview of the slide, and with the
+            histogram and the checksum of the pixels.
+        was_complete: True if an earlier call has cut the slide.
     """
 
     patient: str
@@ -96,12 +99,15 @@ class CutSlide:
     was_complete: bool = False
 
     def pixels(self) -> NDArray[np.uint8]:
-        """Return the memory-mapped pixels, shape (N, patch_px, patch_px, 3), uint8."""
+        """Return the pixels of the patches, shape (N, patch_px, patch_px, 3), memory-mapped."""
         pixels: NDArray[np.uint8] = np.load(self.pixels_path, mmap_mode="r")
         return pixels
 
     def details(self) -> tuple[Overview, NDArray[np.int64], int]:
-        """Read the overview of the slide, the pixel histogram (3, 256) and the pixel CRC-32."""
+        """Read the overview of the slide, and the histogram and the CRC-32 of the pixels.
+
+        The histogram has the shape (3, 256).
+        """
         with np.load(self.details_path) as file:
             overview = Overview(file["thumbnail"], file["tissue"])
             return overview, file["histogram"], int(file["crc"])
@@ -109,11 +115,11 @@ class CutSlide:
 
 @dataclass(frozen=True)
 class SlideCutter:
-    """Settings for cutting slides into labelled patches.
+    """Object that cuts slides into labelled patches; all slides have the same settings.
 
     Attributes:
-        cache: Folder of the cache files. The name of a file depends on slide and settings.
-        pictures: Folder of the pictures; each shows outlines, tissue and labelled patches.
+        cache: Folder of the cache files. The name of a file depends on the slide and the settings.
+        pictures: Folder of the pictures. The picture of a slide shows outlines, tissue and patches.
         settings: Settings for cutting patches.
         labels: Settings for labelling patches.
         patch_px: Side of a patch in px.
@@ -136,17 +142,22 @@ class SlideCutter:
         return self.pictures / row.patient / f"{row.slide_name}.png"
 
     def annotation_file(self, row: ManifestRow) -> Path | None:
-        """Return the annotation file in the manifest, else the annotation file in the folder."""
+        """Return the annotation file of a slide; return None if the slide has none.
+
+        An annotation file in the manifest replaces the annotation file in the folder.
+        """
         if row.annotations is not None or self.labels.folder is None:
             return row.annotations
         return find_annotation_file(self.labels.folder, row.slide)
 
     def annotations(self, row: ManifestRow, slide: Slide) -> list[Annotation]:
-        """Read the annotations of a slide; without a file, return an empty list.
+        """Read the annotations of a slide.
+
+        A slide without an annotation file has no annotations. In this case, the user must choose
+        the label of unannotated tissue.
 
         Raises:
-            SlideError: The file cannot be used; or there is no file, and the user did not choose
-                the label of unannotated tissue.
+            SlideError: The annotation file cannot be used, or the user must make this choice.
         """
         file = self.annotation_file(row)
         if file is None:
@@ -170,7 +181,7 @@ class SlideCutter:
 
         Args:
             row: Manifest row of the slide.
-            is_stopped: Function that returns True when the cutting must end.
+            is_stopped: Function that returns True if the cutting must end.
 
         Raises:
             SlideError: The slide, its mask or its annotations cannot be used, or no patch is left.
@@ -235,7 +246,10 @@ class SlideCutter:
         *,
         is_stopped: Callable[[], bool],
     ) -> None:
-        """Write the pixels, then the details: if the details exist, the pixels are complete."""
+        """Write the file of pixels, then the file of details.
+
+        Therefore, if the file of details exists, the file of pixels is complete.
+        """
         crc, histogram = 0, np.zeros((3, 256), np.int64)
         shape = (len(patches), self.patch_px, self.patch_px, 3)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -258,7 +272,10 @@ class SlideCutter:
             np.savez(details, **overview._asdict(), histogram=histogram, crc=crc)
 
     def _key(self, slide: Slide, tiled: TiledSlide) -> str:
-        """Return the name of the cache files: a hash of all that determines the pixels and mask."""
+        """Return the name of the cache files of a slide, without suffix.
+
+        The name is a hash of the slide and of the settings that change the pixels or the overview.
+        """
         parts = (_FORMAT, cv2.__version__, slide.fingerprint(), slide.mpp, self.patch_px, self.mpp)
         digest = hashlib.sha256(repr(parts).encode())
         digest.update(np.ascontiguousarray(tiled.patches.row_col).data)

@@ -1,4 +1,4 @@
-"""Pack slides: cut and label the patches of every slide, and write one pack of version 2."""
+"""Pack slides: cut patches from every slide, label the patches, and write a pack of version 2."""
 
 import hashlib
 import json
@@ -51,14 +51,15 @@ class SlidePackReport:
     Attributes:
         pack: The pack file that was written.
         slides: One row per slide, with the columns ``COLUMNS``.
-        table: CSV file of ``slides``.
+        table: CSV file with the table ``slides``.
         pictures: Folder with a picture of each slide: outlines, tissue and labelled patches.
         unannotated: Label of tissue outside all outlines.
         info: Attributes of the pack.
-        set_aside: Reason of each slide file that is not in the pack.
-        num_kept: Number of slides that were complete from an earlier call.
-        stale_pictures: Pictures in ``pictures`` of slides that are not in the pack.
-        cautions: For each slide file whose given mpp contradicts the file, the contradiction.
+        set_aside: Dict from each slide file that is not in the pack to the reason.
+        num_kept: Number of slides that an earlier call has cut.
+        cautions: Dict from slide file to warning. A slide file is in this dict if the user gave an
+            mpp that contradicts the slide file.
+        stale_pictures: Pictures in the folder ``pictures`` of slides that were not given.
     """
 
     pack: Path
@@ -93,20 +94,22 @@ def prepare_slides(
 ) -> SlidePackReport:
     """Cut patches from slides, label the patches, and write a pack of version 2.
 
-    A slide that cannot be used is left out, and the other slides are packed. After a stopped or
-    killed call, a call with the same arguments keeps the slides that are complete.
+    A slide that cannot be used is left out, and the other slides are packed. The patches do not
+    overlap. After a stopped or killed call, a call with the same arguments does not cut again the
+    slides that are complete.
 
     Args:
         rows: Slides, from a manifest or a list of files.
-        out: Pack to write. Beside it are ``NAME_slides.csv`` and the folder ``NAME_slides``.
-        settings: Settings for cutting patches; patches of a pack do not overlap.
+        out: Pack ``NAME.h5`` to write. The table ``NAME_slides.csv`` and the folder of pictures
+            ``NAME_slides`` are written to the same folder.
+        settings: Settings for cutting patches.
         labels: Settings for labelling patches.
         patch_px: Side of a patch in px.
         mpp: Microns per px of the patches.
 
     Raises:
-        DataError: No slide could be packed, the user must choose the label of unannotated tissue,
-            or a file of another program would be replaced.
+        DataError: No slide can be packed, the user must choose the label of unannotated tissue, or
+            a file of another program would be replaced.
         BusyError: Another process is writing the pack.
         DiskFullError: The disk is full.
     """
@@ -149,9 +152,10 @@ def prepare_slides(
 
 @contextmanager
 def _removed_unless_stopped(cache: Path) -> Iterator[None]:
-    """Context manager: remove the cache folder at the end, but not after Ctrl-C.
+    """Context manager: remove the cache folder when the block ends.
 
-    After a ``WsiIdcError``, the folder is kept if it had complete slides of an earlier call.
+    There are two exceptions. After Ctrl-C, the folder is kept. After a ``WsiIdcError``, the folder
+    is kept if it had complete slides before the block.
     """
     had_slides, keep = any(cache.glob("*.npz")), False
     try:
@@ -176,7 +180,10 @@ def _check_any_left(rows: Sequence[ManifestRow], set_aside: dict[Path, str]) -> 
 
 
 def _set_aside(row: ManifestRow, error: Exception, set_aside: dict[Path, str]) -> None:
-    """Record why a slide is not packed; raise ``error`` again if the disk is full."""
+    """Record that ``error`` is the reason why a slide is not packed.
+
+    If the disk is full, ``error`` is raised.
+    """
     if isinstance(error, DiskFullError):
         raise error
     set_aside[row.slide] = str(error)
@@ -186,9 +193,9 @@ def _set_aside(row: ManifestRow, error: Exception, set_aside: dict[Path, str]) -
 def _choose_unannotated(
     cutter: SlideCutter, rows: Sequence[ManifestRow], set_aside: dict[Path, str]
 ) -> str:
-    """Read all annotations, and choose the label of unannotated tissue.
+    """Read the annotations of all slides, and return the label of unannotated tissue.
 
-    All annotations are read before the first slide is cut, so wrong files are found early.
+    This function is called before the first slide is cut, so that wrong files are found early.
     """
 
     def read(row: ManifestRow) -> tuple[list[Annotation], Exception | None]:
@@ -221,7 +228,10 @@ def _choose_unannotated(
 
 
 def _count_slides(cutter: SlideCutter, rows: Sequence[ManifestRow]) -> Counter[Path]:
-    """Count the slides of each annotation file: slides in two folders may have the same name."""
+    """Count the slides of each annotation file.
+
+    Slides of the same name in two folders can have the same annotation file.
+    """
     counts: Counter[Path] = Counter()
     for row in rows:
         with suppress(WsiIdcError, OSError):  # the error is raised again when the file is read
@@ -231,7 +241,10 @@ def _count_slides(cutter: SlideCutter, rows: Sequence[ManifestRow]) -> Counter[P
 
 
 def _warn_without_file(cutter: SlideCutter, rows: Sequence[ManifestRow], chosen: str) -> None:
-    """Log the slides without an annotation file: the name of a file may be misspelled."""
+    """Log the slides without an annotation file, because the name of a file may be misspelled.
+
+    If no slide has an annotation file, nothing is logged.
+    """
     missing = [row.slide_name for row in rows if cutter.annotation_file(row) is None]
     if missing and len(missing) < len(rows):
         logger.warning(
@@ -244,7 +257,7 @@ def _warn_without_file(cutter: SlideCutter, rows: Sequence[ManifestRow], chosen:
 def _cut_all(
     cutter: SlideCutter, rows: Sequence[ManifestRow], set_aside: dict[Path, str]
 ) -> Iterator[CutSlide]:
-    """Cut all slides that are not in ``set_aside``, several at a time."""
+    """Cut all slides that are not in ``set_aside``, several slides at the same time."""
     todo = [row for row in rows if row.slide not in set_aside]
     stop = threading.Event()
 
@@ -276,7 +289,10 @@ def _cut_all(
 def _table(
     rows: Sequence[ManifestRow], cuts: Sequence[CutSlide], set_aside: dict[Path, str]
 ) -> pd.DataFrame:
-    """Return the table of slides; a slide that is left out has only its names and the reason."""
+    """Return the table of slides.
+
+    The row of a slide that is left out has only the patient, the slide, the file and the reason.
+    """
     counts_of = {(cut.patient, cut.slide.name): cut.counts for cut in cuts}
     records = []
     for row in rows:
@@ -324,7 +340,7 @@ def _write(cutter: SlideCutter, cuts: Sequence[CutSlide], out: Path) -> PackInfo
 
 
 def _blocks(cuts: Sequence[CutSlide]) -> Iterator[NDArray[np.uint8]]:
-    """Yield the pixels of all slides in blocks."""
+    """Yield the pixels of the patches of all slides, in blocks of patches."""
     for cut in cuts:
         pixels = cut.pixels()
         for start in range(0, len(pixels), _BLOCK_PATCHES):

@@ -1,4 +1,4 @@
-"""Picture of a slide for people who check labels: outlines, tissue mask and labelled patches."""
+"""Picture of a slide with outlines, tissue mask and labelled patches, to check the labels."""
 
 from collections.abc import Mapping, Sequence
 
@@ -35,15 +35,15 @@ def slide_picture(
     label: NDArray[np.int8],
     side: float,
 ) -> bytes:
-    """Draw outlines, tissue and labelled patches on a thumbnail of a slide; return a PNG.
+    """Draw outlines, tissue and labelled patches on a thumbnail of a slide; return a PNG file.
 
     Args:
         slide: The slide.
-        tissue: Mask of the tissue on a thumbnail of any size, shape (h, w), bool.
+        tissue: Mask of the tissue, shape (h, w), bool, of any size.
         annotations: Annotations of the slide.
-        classes: Target of each class, from ``class_table``.
-        coords: x, y of the corner of each patch in level-0 px, shape (N, 2).
-        label: Label of each patch: 1, 0, -1 unknown, -2 left out, shape (N,).
+        classes: Result of ``class_table``: the target (such as "IDC") of each annotation class.
+        coords: x and y of the top left corner of each patch in level-0 px, shape (N, 2).
+        label: Label of each patch, shape (N,): 1 IDC, 0 non-IDC, -1 unknown, -2 left out.
         side: Side of a patch in level-0 px.
     """
     thumbnail = slide.thumbnail(_SIDE_PX)
@@ -74,7 +74,7 @@ def slide_picture(
 
 
 def _rings(annotation: Annotation) -> list[NDArray[np.float64]]:
-    """Return all outer and inner rings of an annotation, each of shape (N, 2)."""
+    """Return the outer and inner rings of an annotation. A ring is an array, shape (N, 2)."""
     import shapely
 
     polygons = shapely.get_parts(annotation.geometry)

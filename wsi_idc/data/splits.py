@@ -1,7 +1,13 @@
 """Splits by patient: each patient of a run has one role (train, val or test).
 
-A split is given as a text: ``auto``, ``canonical``, ``canonical+unlisted``,
-``ratio:70/15/15``, ``kfold:5/0`` or a CSV file with the columns patient and split.
+A split is given as a text:
+
+- ``canonical``: the published lists of Cruz-Roa 2014. Other patients have no role.
+- ``canonical+unlisted``: the same lists. Other patients have the role train.
+- ``ratio:70/15/15``: proportions of train, val and test.
+- ``kfold:5/0``: fold 0 of 5 folds is test, the next fold is val, and the other folds are train.
+- ``auto``: one of the first three, which depends on the patients of the pack.
+- ``NAME.csv``: a CSV file with the columns patient and split.
 """
 
 import logging
@@ -37,8 +43,8 @@ class Split:
     """Role of each patient of a run.
 
     Attributes:
-        spec: Text of the split, never "auto": "auto" is replaced by the text of the chosen split.
-        roles: Role (train, val or test) of each patient id.
+        spec: Text of the split. Instead of "auto", this is the text of the chosen split.
+        roles: Dict from patient id to role (train, val or test).
     """
 
     spec: str
@@ -52,9 +58,14 @@ class Split:
 def make_split(pack: Pack, spec: str = "auto", *, seed: int = 0) -> Split:
     """Split the patients of a pack.
 
+    Args:
+        pack: The pack.
+        spec: Text of the split; see the docstring of the module.
+        seed: Seed of the split; ``canonical`` and a CSV file do not depend on it.
+
     Raises:
-        DataError: ``spec`` is not a split, or a role would have no patient or only one class. The
-            role test may be empty in a CSV file, or in a ratio whose last number is 0.
+        DataError: ``spec`` is not a split, or a role has no labelled patches or only one class. But
+            test may have no patients in a CSV file, or in a ratio whose last number is 0.
     """
     table = patient_table(pack)
     if spec == "auto":
@@ -96,7 +107,7 @@ def make_split(pack: Pack, spec: str = "auto", *, seed: int = 0) -> Split:
 
 
 def patient_table(pack: Pack) -> pd.DataFrame:
-    """Count the labeled patches (``patches``) and the IDC patches (``idc``) of each patient."""
+    """Count the labelled patches (column ``patches``) and the IDC patches (``idc``) of patients."""
     index = pack.index
     known = index[index["label"] >= 0]
     labels = known.groupby("patient")["label"]
@@ -107,7 +118,10 @@ def patient_table(pack: Pack) -> pd.DataFrame:
 
 
 def split_table(split: Split, pack: Pack) -> pd.DataFrame:
-    """Count patients and patches of each role; the row "left out" has patients without a role."""
+    """Count patients and labelled patches of each role, and compute the fraction of IDC patches.
+
+    The row "left out" counts the patients without a role.
+    """
     table = patient_table(pack)
     role = pd.Series(dict(split.roles)).reindex(table.index).fillna("left out")
     grouped = table.groupby(role)
@@ -118,14 +132,21 @@ def split_table(split: Split, pack: Pack) -> pd.DataFrame:
 
 
 def canonical_roles() -> dict[str, str]:
-    """Return the roles of Cruz-Roa 2014 (canonical_split.md): 84 train, 29 val, 49 test."""
+    """Return a dict from patient id to role, from the published lists of Cruz-Roa 2014.
+
+    The lists have 84 patients for train, 29 for val and 49 for test; see ``canonical_split.md``.
+    """
     source = resources.files("wsi_idc.data") / "canonical_split.csv"
     lines = source.read_text(encoding="utf-8").split()[1:]
     return dict(line.split(",") for line in lines)
 
 
 def _default(table: pd.DataFrame) -> str:
-    """Return the published split if its lists have most patients, else the default ratio."""
+    """Choose the split that replaces "auto".
+
+    If the published lists have most patients of the pack, this is the canonical split, with or
+    without unlisted patients. Otherwise, this is ``DEFAULT_RATIO``.
+    """
     roles = canonical_roles()
     listed = [roles[patient] for patient in table.index if patient in roles]
     fraction, spec = len(listed) / len(table), DEFAULT_RATIO
@@ -138,14 +159,14 @@ def _default(table: pd.DataFrame) -> str:
 
 
 def _by_fraction(table: pd.DataFrame, *, seed: int) -> list[str]:
-    """Order patients by IDC fraction; order patients of equal IDC fraction at random."""
+    """Order patients by their fraction of IDC patches; the order of equal fractions is random."""
     shuffled = table.sample(frac=1, random_state=seed)
     fraction = shuffled["idc"] / shuffled["patches"].clip(lower=1)
     return list(fraction.sort_values(kind="stable").index)
 
 
 def _ratio(table: pd.DataFrame, parts: list[int], *, seed: int) -> dict[str, str]:
-    """Assign roles in the proportions ``parts``, so that all roles have similar IDC fractions."""
+    """Assign roles in the proportions ``parts``, so that the roles have similar IDC fractions."""
     if sum(parts) == 0:
         raise DataError(f"ratio:0/0/0 assigns no patient to a role; use {DEFAULT_RATIO}")
     patients = _by_fraction(table, seed=seed)
@@ -167,7 +188,7 @@ def _ratio(table: pd.DataFrame, parts: list[int], *, seed: int) -> dict[str, str
 
 
 def _kfold(table: pd.DataFrame, *, num_folds: int, fold: int, seed: int) -> dict[str, str]:
-    """Use fold ``fold`` for test, the next fold for val, and the other folds for train."""
+    """Divide the patients into folds: fold ``fold`` is test, the next fold val, the others train."""
     if not (3 <= num_folds <= len(table) and fold < num_folds):
         raise DataError(
             f"kfold:{num_folds}/{fold}: the number of folds must be 3 to {len(table)} (the number "

@@ -17,10 +17,10 @@ logger = logging.getLogger(__name__)
 
 
 def stage_to_scratch(pack: Pack) -> Pack:
-    """Copy a pack to the scratch folder and return a ``Pack`` that reads the copy.
+    """Copy a pack to the scratch folder, and return a ``Pack`` that reads the copy.
 
-    Return ``pack`` itself if no scratch folder is set, if the pack is in this folder, or if the
-    copying fails.
+    If no scratch folder is set, if the pack is already in this folder, or if the copying fails,
+    the result is ``pack`` itself.
     """
     scratch = scratch_disk(pack.path)
     if scratch is None:
@@ -40,7 +40,10 @@ def stage_to_scratch(pack: Pack) -> Pack:
 
 
 def _open_copy(pack: Pack, copy: Path) -> Pack | None:
-    """Open the copy; return None if the copy is missing, damaged, or has another size or mtime."""
+    """Open the copy of a pack; return None if the copy cannot be used.
+
+    The copy must be undamaged, and must have the size and the modification time of the pack.
+    """
     if not copy.exists() or _size_and_time(copy) != _size_and_time(pack.path):
         return None
     try:

@@ -1,1 +1,1 @@
-"""CPU cores, device and precision, signals, distributed processes, prefetching."""
+"""Use of the computer: cores, device and precision, signals, distributed training, prefetching."""

@@ -1,4 +1,4 @@
-"""Select the device, and the precision in which the device computes the network."""
+"""Select the device of the network, and the precision of the computation."""
 
 import contextlib
 import functools
@@ -22,17 +22,17 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TooLittleMemoryError(DeviceError, torch.OutOfMemoryError):
-    """The device has too little memory; ``except torch.OutOfMemoryError`` catches this error."""
+    """The device has too little memory; this class is also a ``torch.OutOfMemoryError``."""
 
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """A device and the precision in which it computes the network.
+    """A device, and the precision in which the device computes the network.
 
     Attributes:
         device: Device of the network.
         precision: "fp32", "bf16" or "fp16".
-        compiled: Whether the network is compiled by torch.compile.
+        compiled: True if torch.compile compiles the network.
     """
 
     device: torch.device
@@ -62,7 +62,7 @@ class DeviceConfig:
 def select_device(
     device: str = "auto", precision: str = "auto", *, compiled: bool = False
 ) -> DeviceConfig:
-    """Select a device and a precision by name; "auto" means the best that is available.
+    """Select a device and a precision by name; "auto" means the best available one.
 
     Raises:
         DeviceError: The device, its precision or the compiler is not available.
@@ -126,7 +126,8 @@ def oom_as_error(workload: int | str, device: torch.device) -> Iterator[None]:
     """Context manager: turn torch.OutOfMemoryError into TooLittleMemoryError with a short message.
 
     Args:
-        workload: Number of patches in the batch, or a text that names the work.
+        workload: Number of patches in the batch, or a text that names the work. The message has
+            this number or text.
         device: Device that the message names.
     """
     try:

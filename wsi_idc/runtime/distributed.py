@@ -1,7 +1,7 @@
 """Distributed training: several processes, one per device, train one model.
 
-torchrun or srun starts the processes and sets their ranks. If neither is used, there is only one
-process.
+torchrun or srun starts the processes and sets their ranks. Without torchrun and srun, there is only
+one process.
 """
 
 import logging
@@ -31,7 +31,7 @@ class World:
     """The processes of one training; each process has a ``World`` with its own rank.
 
     Attributes:
-        rank: Number of this process, from 0.
+        rank: Number of this process; the first process has the number 0.
         size: Number of processes.
         control: Process group that exchanges values on the CPU; None if there is one process.
     """
@@ -66,12 +66,12 @@ class World:
         return values
 
     def broadcast_module(self, module: nn.Module) -> None:
-        """Copy the weights and buffers of the main process's module to all processes."""
+        """Copy the weights and buffers of ``module`` from the main process to all processes."""
         for tensor in module.state_dict().values() if self.size > 1 else ():
             distributed.broadcast(tensor, src=0)
 
     def barrier(self) -> None:
-        """Wait until every process has called ``barrier``, at most ``LONG_TIMEOUT``."""
+        """Wait until every process has called ``barrier``; wait at most ``LONG_TIMEOUT``."""
         if self.size > 1:
             distributed.monitored_barrier(self.control, timeout=LONG_TIMEOUT)
 
@@ -98,7 +98,7 @@ SINGLE_PROCESS = World()
 
 @contextmanager
 def init_distributed(device: str) -> Iterator[World]:
-    """Context manager: inside the block, connect the processes that torchrun or srun started.
+    """Context manager: connect the processes that torchrun or srun started; yield the ``World``.
 
     Args:
         device: Name of the device: "auto", "cuda" or "cpu".
@@ -167,7 +167,10 @@ def _too_few_gpus(size: int, num_gpus: int) -> RunError:
 
 
 def _read_ranks() -> tuple[int, int, int]:
-    """Read rank, number of processes and local rank from the variables of torchrun or srun."""
+    """Read rank, number of processes and local rank from environment variables.
+
+    torchrun or srun sets these variables.
+    """
     env = os.environ
     if "WORLD_SIZE" in env and "RANK" in env:
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0"))

@@ -32,7 +32,7 @@ def prefetch(read: Callable[[Key], Item], keys: Iterable[Key], *, num: int = 1) 
 def rebatch(
     arrays: Iterable[NDArray[Any]], *, batch_size: int
 ) -> Generator[NDArray[Any], None, None]:
-    """Join a stream of arrays along the first axis, and cut it into batches of ``batch_size``.
+    """Join arrays along the first axis, and cut the result into batches of ``batch_size`` rows.
 
     The last batch may be shorter.
     """

@@ -15,9 +15,10 @@ _MB = 2**20
 
 
 def available_cores() -> int:
-    """Return the number of cores of this process: from SLURM, else from the CPU affinity.
+    """Return the number of cores that this process may use.
 
-    ``os.cpu_count`` counts all cores of the machine, but on a cluster many jobs share a machine.
+    SLURM states this number in an environment variable. Without SLURM, the number is read from the
+    CPU affinity. On a cluster, many jobs share a machine, but ``os.cpu_count`` counts all cores.
     """
     if cores := _number("SLURM_CPUS_PER_TASK"):
         return cores
@@ -38,7 +39,10 @@ def _number(variable: str) -> int:
 
 
 def slurm_gpus() -> str | None:
-    """Return the SLURM variable of the job's GPUs, as ``NAME=value``; None if there is no GPU."""
+    """Return the environment variable in which SLURM states the GPUs of the job, as ``NAME=value``.
+
+    Return None if the job has no GPU.
+    """
     for name in _GPUS if "SLURM_JOB_ID" in os.environ else ():
         none = "0" if name == "SLURM_GPUS_ON_NODE" else "-1"
         if (value := os.environ.get(name, "")) not in ("", none, "NoDevFiles"):
@@ -49,21 +53,22 @@ def slurm_gpus() -> str | None:
 def limit_spinning() -> None:
     """Shorten the busy waiting of torch's threads; call this function before torch is imported.
 
-    By default, a waiting thread of GNU OpenMP occupies its core for milliseconds. When two
-    programs used the same two cores, this waiting made maps three times as slow. This function sets
-    GOMP_SPINCOUNT to 1000. GNU OpenMP itself uses 1000 if there are more threads than cores. If the
-    user has set GOMP_SPINCOUNT or OMP_WAIT_POLICY, this function changes nothing.
+    By default, a waiting thread of GNU OpenMP occupies its core for milliseconds. If two programs
+    use the same two cores, this waiting makes maps three times as slow. Therefore this function
+    sets the environment variable GOMP_SPINCOUNT to 1000. If there are more threads than cores, GNU
+    OpenMP uses this value by default. If the user has set GOMP_SPINCOUNT or OMP_WAIT_POLICY, this
+    function changes nothing.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory in the process for reuse; without glibc, do nothing.
+    """Keep freed memory in the process for reuse; on systems without glibc, do nothing.
 
-    By default glibc returns a large block to the system when the block is freed. A network on a CPU
-    allocates and frees hundreds of MB per batch, and the system must fill each new page with zeros.
-    New pages take up to a third of the time of a forward pass. The peak memory use does not change.
+    By default, glibc returns a large block to the system when the block is freed. A network on a
+    CPU allocates and frees hundreds of MB per batch. The system must fill each new page with zeros,
+    which takes up to a third of the time of a forward pass. The peak memory use does not change.
     """
     _call_libc("mallopt", _MMAP_MAX, 0)
     _call_libc("mallopt", _TRIM_THRESHOLD, _NEVER)
@@ -71,9 +76,10 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def return_freed_memory() -> Iterator[None]:
-    """Context manager: inside the block, freed memory is returned to the system.
+    """Context manager: inside the block, return freed memory to the system.
 
-    The thresholds are the values that glibc itself sets after a program frees large allocations.
+    glibc returns memory above certain thresholds. This function sets the thresholds to the values
+    that glibc itself sets after a program frees large blocks.
     """
     _call_libc("mallopt", _MMAP_MAX, 65536)
     _call_libc("mallopt", _MMAP_THRESHOLD, 32 * _MB)

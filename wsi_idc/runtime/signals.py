@@ -32,7 +32,7 @@ class StopRequest:
         return self.signal_name is not None
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
-        """Handle a signal; a Ctrl-C after a stop signal aborts at once, without a save."""
+        """Handle a stop signal; if a Ctrl-C follows a stop signal, abort at once without a save."""
         if self and signum == signal.SIGINT:
             raise KeyboardInterrupt
         if signum == signal.SIGHUP:
@@ -44,7 +44,7 @@ def raise_if_stopped(stop: StopRequest | None, state: str = "") -> None:
     """Raise StoppedError if a stop signal has arrived.
 
     Args:
-        stop: Flag of the stop signals; with None, no error is raised.
+        stop: Flag of the stop signals. Without a flag, no error is raised.
         state: Text that follows the name of the signal in the message, such as " in epoch 2".
     """
     if stop and stop.signal_name:
@@ -52,7 +52,10 @@ def raise_if_stopped(stop: StopRequest | None, state: str = "") -> None:
 
 
 def stopped_error(reason: str, state: str = "") -> StoppedError:
-    """Return the error of a stopped command whose work is saved; ``reason`` names the cause."""
+    """Create the error of a command that was stopped and has saved its work.
+
+    The message has ``reason``, such as the name of a signal, and then ``state``.
+    """
     return StoppedError(f"Stopped by {reason}{state}; run the same command again to resume")
 
 
@@ -65,7 +68,7 @@ def leave_terminal() -> None:
 
 
 def handle_signals(numbers: Iterable[int], handler: Handler) -> dict[int, Any]:
-    """Install a handler for several signals; return the old handler of each signal number.
+    """Install a handler for several signals; return a dict from signal number to old handler.
 
     If the program was started with ``nohup``, SIGHUP stays ignored.
     """

@@ -24,7 +24,8 @@ class ThroughputStats:
     Attributes:
         num_patches: Number of patches computed.
         rate: Patches per second.
-        shares: Fractions of the time, such as "data_wait_share"; on CUDA also GPU memory in GiB.
+        shares: Fractions of the time: "data_wait_share" and "network_share". On CUDA, the dict also
+            has the GPU memory in GiB: "gpu_memory_peak_gib" and "gpu_memory_gib".
     """
 
     num_patches: int
@@ -45,8 +46,9 @@ class ThroughputStats:
 class ThroughputMeter:
     """Object that measures the work of one device; ``start`` begins a new measurement.
 
-    The object never waits for the device. On CUDA, it records an event before and after the work of
-    the network, and reads the two events after the work has ended. On a CPU, it reads the clock.
+    The object never waits for the device. On CUDA, the object records an event before and after the
+    work of the network, and reads both events after the work has ended. On a CPU, the object reads
+    the clock.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -72,7 +74,7 @@ class ThroughputMeter:
 
     @contextlib.contextmanager
     def time_compute(self, num_patches: int) -> Iterator[None]:
-        """Context manager: add the time of the block to the network's time if it succeeds."""
+        """Context manager: if the block succeeds, add its time to the time of the network."""
         if self._device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             stream = torch.cuda.current_stream(self._device)
@@ -107,12 +109,15 @@ class ThroughputMeter:
         return ThroughputStats(self._num_patches, self._num_patches / seconds, shares)
 
     def summary_line(self) -> str:
-        """Return a text for a progress bar: the share of the time spent waiting for data."""
+        """Return a text for a progress bar with the share of the time of waiting for data."""
         seconds = max(perf_counter() - self._started, 1e-9)
         return f"{self._data_seconds / seconds:.0%} waiting"
 
     def log(self, action: str) -> None:
-        """Log the statistics since ``start`` if a patch was computed."""
+        """Log the statistics since ``start`` if at least one patch was computed.
+
+        ``action`` is the first word of the log line.
+        """
         stats = self.stats()
         if stats.num_patches:
             logger.info(

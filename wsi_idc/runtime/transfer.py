@@ -1,8 +1,8 @@
 """Asynchronous copies of patches to the device, and of results from the device.
 
 Copies to and from a GPU use pinned memory and run while the GPU computes. Patches are copied on a
-separate stream, and results on the stream that computed them. Code that reads a result waits for
-this result only. On a CPU nothing is copied.
+separate CUDA stream. A result is copied on the CUDA stream that computed the result. Code that
+reads a result waits for this result only. On a CPU, nothing is copied.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DeviceTensor:
-    """A tensor on the device; ``event`` marks the end of the copy (None: no wait is needed)."""
+    """A tensor on the device; ``event`` marks the end of its copy. None means no waiting."""
 
     tensor: Tensor
     event: torch.cuda.Event | None = None
@@ -34,7 +34,10 @@ class DeviceTensor:
 
 @dataclass(frozen=True)
 class PendingResult:
-    """Tensors that are being copied to the host; ``event`` marks the end of the copies."""
+    """Tensors that are being copied from the device to the CPU.
+
+    ``event`` marks the end of the copies. None means no waiting.
+    """
 
     tensors: Sequence[Tensor]
     event: torch.cuda.Event | None = None
@@ -54,9 +57,9 @@ class DeviceTransfer:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def upload(self, array: NDArray) -> DeviceTensor:
-        """Start to copy an array to the device; any thread may call this.
+        """Start to copy an array to the device; any thread may call this method.
 
-        Do not change the array later: on a CPU, the tensor uses the memory of the array.
+        Do not change the array later, because a tensor on the CPU uses the memory of the array.
         """
         tensor = torch.from_numpy(array)
         if self._stream is None:
@@ -66,7 +69,10 @@ class DeviceTransfer:
             return DeviceTensor(copy, self._stream.record_event())
 
     def download(self, tensors: Sequence[Tensor]) -> PendingResult:
-        """Start to copy tensors from the device; call this on the stream that computes them."""
+        """Start to copy tensors from the device.
+
+        On a GPU, call this method on the CUDA stream that computes the tensors.
+        """
         if self._stream is None:
             return PendingResult([tensor.cpu() for tensor in tensors])
         copies = [
