@@ -1,4 +1,4 @@
-"""``wsi-idc demo``: draw synthetic tissue, prepare, train, evaluate, map, render, report."""
+"""The command ``wsi-idc demo``: all steps from synthetic tissue to the report of the maps."""
 
 import logging
 from dataclasses import dataclass
@@ -38,10 +38,10 @@ class DemoResult:
     """Results of the demo.
 
     Attributes:
-        pack: Pack of the synthetic patches.
-        checkpoint: Checkpoint of the training.
-        evaluation: Evaluation on the test patients.
-        evaluation_folder: Folder of the evaluation's files.
+        pack: Path of the pack of the synthetic patches.
+        checkpoint: Path of the best checkpoint of the training.
+        evaluation: Results of the evaluation on the test patients.
+        evaluation_folder: Folder with the files of the evaluation.
         maps: Folder of the maps and their pictures.
         report: Start page of the report, ``index.html``.
     """
@@ -55,10 +55,10 @@ class DemoResult:
 
 
 def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> DemoResult:
-    """Run the demo in the folder ``out``; keep the pack, run and maps that exist already.
+    """Run the demo in the folder ``out``; reuse the pack, the run and the maps that exist already.
 
     Raises:
-        StoppedError: ``stop`` was set. The same call resumes the demo.
+        StoppedError: ``stop`` has received a stop signal. The same call resumes the demo.
     """
     device_config = select_device()
     sizes = {"num_patients": NUM_PATIENTS, "patches_per_patient": PATCHES_PER_PATIENT}
@@ -100,17 +100,17 @@ def synthetic_pack(
     seed: int = 0,
     stop: StopRequest | None = None,
 ) -> Pack:
-    """Open the pack of a synthetic cohort; draw and pack the cohort first if needed.
+    """Open the pack of a synthetic cohort; if it does not exist, first draw and pack the cohort.
 
     Args:
         out: Folder of the patch tree and the pack.
         num_patients: Number of patients.
         patches_per_patient: Approximate number of patches of each patient.
-        seed: Seed of the random numbers that draw the cohort.
-        stop: Stop request; it is checked before packing.
+        seed: Seed of the cohort.
+        stop: Flag of the stop signals; it is checked before the packing.
 
     Raises:
-        StoppedError: ``stop`` was set. The same call resumes with the packing.
+        StoppedError: ``stop`` has received a stop signal. The same call resumes with the packing.
     """
     tree, pack = out / f"cohort-{seed}", out / "data" / f"synthetic-{seed}.h5"
     if not tree.exists():
@@ -124,7 +124,7 @@ def synthetic_pack(
 
 
 def small_checkpoint(out: Path, pack: Pack, *, seed: int = 0) -> Checkpoint:
-    """Return a small checkpoint for examples; train it for some seconds if it does not exist."""
+    """Return a small checkpoint for examples; if it does not exist, train it for some seconds."""
     # The training has only about 100 steps, so the running average of the weights is short.
     config = TrainConfig(seed=seed, epochs=6, batch_size=16, input_size=32, ema=0.9)
     split = make_split(pack, "ratio:50/25/25", seed=seed)

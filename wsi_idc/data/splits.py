@@ -188,7 +188,7 @@ def _ratio(table: pd.DataFrame, parts: list[int], *, seed: int) -> dict[str, str
 
 
 def _kfold(table: pd.DataFrame, *, num_folds: int, fold: int, seed: int) -> dict[str, str]:
-    """Divide the patients into folds: fold ``fold`` is test, the next fold val, the others train."""
+    """Divide the patients into folds; ``fold`` is test, the next fold val, and the rest train."""
     if not (3 <= num_folds <= len(table) and fold < num_folds):
         raise DataError(
             f"kfold:{num_folds}/{fold}: the number of folds must be 3 to {len(table)} (the number "

@@ -1,1 +1,1 @@
-"""Synthetic data: draw a cohort of patches or a slide."""
+"""Synthetic data: a cohort of patches, a slide, or a cohort of slides."""

@@ -1,4 +1,4 @@
-"""Write a synthetic cohort as a patch tree: folders of patches as in the Kaggle data set."""
+"""Write a synthetic cohort as a patch tree with the layout of the Kaggle data set."""
 
 import contextlib
 import shutil
@@ -37,13 +37,15 @@ def write_cohort(
 ) -> CohortSummary:
     """Draw patients S0001, S0002, ... and write their patches in the layout of the Kaggle set.
 
-    The same arguments give the same bytes. A larger ``num_patients`` only adds patients.
+    The same arguments give the same bytes. A larger ``num_patients`` adds patients, and does not
+    change the first patients.
 
     Args:
         root: Folder of the patch tree; it is created if it does not exist.
         num_patients: Number of patients, at least 1.
-        patches_per_patient: Approximate number of patches of each patient, at least 40. The true
-            number may differ by up to 45 %, and the mean of a cohort by up to 10 %.
+        patches_per_patient: Approximate number of patches of each patient, at least 40. The number
+            of a patient may differ from it by up to 45 %. The mean of a cohort may differ by up to
+            10 %.
         seed: Seed of the cohort.
 
     Raises:
@@ -69,9 +71,9 @@ def write_cohort(
 
 @contextlib.contextmanager
 def new_folder(root: Path) -> Iterator[Path]:
-    """Yield a temporary folder that is renamed to ``root`` after the ``with`` block.
+    """Context manager: yield a temporary folder, and rename it to ``root`` when the block ends.
 
-    Therefore, ``root`` never has only a part of the files. If the block raises an error, the
+    Therefore ``root`` never has only a part of its files. If the block raises an error, the
     temporary folder is removed.
 
     Raises:
@@ -104,7 +106,11 @@ def _slide_size(rng: np.random.Generator, num_patches: int) -> tuple[int, int]:
 
 
 def _write_patches(root: Path, slide: SynthSlide) -> tuple[int, int, int]:
-    """Write the patches with tissue; return three counts: all, IDC, and edge patches."""
+    """Write the patches with tissue.
+
+    Returns:
+        Number of all patches that were written, of IDC patches, and of edge patches.
+    """
     folders = [root / slide.patient / str(label) for label in (0, 1)]
     for folder in folders:
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Write a synthetic slide as a pyramidal TIFF, with a mask of its ground truth."""
+"""Write a synthetic slide as a pyramidal TIFF, and its ground truth as a mask."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,8 @@ class SlideSummary:
         slide, mask: Paths of the slide and of its mask.
         width_px, height_px: Size of level 0.
         mpp: Microns per pixel of level 0.
-        idc_fraction: Fraction of the tissue, without fat, that is carcinoma.
+        idc_fraction: Area of carcinoma, divided by the area of tissue. Fat does not count as
+            tissue.
     """
 
     slide: Path
@@ -39,14 +40,15 @@ class SlideSummary:
 def write_slide(
     path: Path, *, seed: int, width_px: int = 4000, height_px: int = 3000
 ) -> SlideSummary:
-    """Draw a slide and write it as a tiled TIFF with levels; see ``write_pyramid``.
+    """Draw a slide, and write the slide and a mask of its tissue.
 
-    The mask ``NAME.mask.png`` in the same folder has a quarter of the width and height. Its values
-    are 0 (background, fat), 1 (other tissue) and 2 (carcinoma). The same arguments give the same
+    The slide is a tiled TIFF with levels; see ``write_pyramid``. The mask ``NAME.mask.png`` is in
+    the same folder, and has a quarter of the width and height of the slide. The values of the mask
+    are 0 (background and fat), 1 (other tissue) and 2 (carcinoma). The same arguments give the same
     bytes.
 
     Args:
-        path: Slide to write, ``.tif`` or ``.tiff``; the name without suffix is the patient id.
+        path: Slide to write, ``.tif`` or ``.tiff``. The file name without suffix is the patient id.
         seed: Seed of tissue and stain.
         width_px: Width of level 0, a multiple of 4, at least 1000 px.
         height_px: Height of level 0, a multiple of 4, at least 1000 px.
@@ -74,17 +76,19 @@ def write_slide(
 def draw_enlarged(
     name: str, *, seed: int, width_px: int, height_px: int, one_stain: bool = False
 ) -> tuple[SynthSlide, NDArray[np.uint8]]:
-    """Draw a slide at ``DRAWN_MPP``, and enlarge its pixels to ``MPP``.
+    """Draw a slide at ``DRAWN_MPP`` microns per px, and enlarge the pixels to ``MPP``.
 
     Args:
-        name: Name of the slide; each name has its own anatomy and stain.
+        name: Name of the slide; slides of different names differ in anatomy.
         seed: Seed of tissue and stain.
         width_px: Width of the enlarged slide, a multiple of 4, at least 1000 px.
         height_px: Height of the enlarged slide, a multiple of 4, at least 1000 px.
-        one_stain: Whether all slides with the same seed have the same stain.
+        one_stain: True if all slides with the same seed have the same stain; False if slides of
+            different names also differ in stain.
 
     Returns:
-        The slide as drawn, and the enlarged pixels, shape (height_px, width_px, 3), uint8.
+        The slide before the enlargement, and the enlarged pixels. The enlarged pixels have the
+        shape (height_px, width_px, 3), uint8.
 
     Raises:
         ValueError: A side is too small or not a multiple of 4.

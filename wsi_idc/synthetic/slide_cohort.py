@@ -1,4 +1,4 @@
-"""Write a synthetic cohort of slides with outlines, as input of the command ``prepare``."""
+"""Write a synthetic cohort of slides and their annotations, for the command ``prepare``."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ class SlideCohortSummary:
     Attributes:
         manifest: CSV file with the columns slide and patient.
         annotations: Folder with a GeoJSON file for each slide.
-        slides: Slide files.
+        slides: Paths of the slides.
         num_patients: Number of patients.
     """
 
@@ -58,15 +58,16 @@ def write_slide_cohort(
     width_px: int = WIDTH_PX,
     height_px: int = HEIGHT_PX,
 ) -> SlideCohortSummary:
-    """Draw slides of patients S0001, S0002, ... with outlines of carcinoma and of normal tissue.
+    """Draw slides of patients S0001, S0002, ... and outlines of carcinoma and of normal tissue.
 
-    The slides have 1 um/px. Most are pyramidal TIFF files. The second slide is an SCN file whose
-    scanned area does not begin at the corner of the glass. The third slide is an OME-TIFF file with
-    a page for each channel. ``annotations/NAME.geojson`` has the outlines in the coordinates that
-    QuPath shows. All slides have the same stain. The same arguments give the same bytes.
+    The slides have 1 um/px, and all slides have the same stain. The second slide is an SCN file
+    whose scanned area does not begin at the corner of the glass. The third slide is an OME-TIFF
+    file with a page for each color channel. All other slides are pyramidal TIFF files. The file
+    ``annotations/NAME.geojson`` has the outlines of a slide in the coordinates that QuPath shows.
+    The same arguments give the same bytes.
 
     Args:
-        root: Folder of slides, manifest and annotations; it is created if it does not exist.
+        root: Folder of slides, manifest and annotations. It is created if it does not exist.
         num_slides: Number of slides, at least ``num_patients``.
         num_patients: Number of patients, at least 1. If the slides cannot be
             divided equally, the first patients have one slide more than the others.
@@ -113,7 +114,10 @@ def _write_slide(path: Path, rgb: NDArray[np.uint8]) -> None:
 
 
 def _features(drawn: SynthSlide) -> Iterator[dict[str, Any]]:
-    """Yield the outlines in the format of QuPath, in px of the scanned area at full resolution."""
+    """Yield each outline as a GeoJSON feature of QuPath.
+
+    The coordinates are level-0 px from the corner of the scanned area.
+    """
     scale = _STEP * DRAWN_MPP / MPP
     masks = {"Tumor": drawn.idc, "Normal": drawn.tissue & ~drawn.idc}
     for name, mask in masks.items():

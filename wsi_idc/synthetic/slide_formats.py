@@ -1,4 +1,4 @@
-"""Write pixels as small slides: pyramidal TIFF, SCN with a scanned area, or channel OME-TIFF."""
+"""Write pixels as small slides in three formats: pyramidal TIFF, SCN, and OME-TIFF."""
 
 import uuid
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def write_channels(path: Path, rgb: Pixels, *, mpp: float) -> None:
     """Write an OME-TIFF that has a page for each of the channels red, green and blue.
 
     Args:
-        path: File to write, ``.ome.tif``.
+        path: File to write, with the suffix ``.ome.tif``.
         rgb: Pixels, shape (height, width, 3), uint8.
         mpp: Microns per px.
     """
@@ -72,12 +72,13 @@ def write_channels(path: Path, rgb: Pixels, *, mpp: float) -> None:
 def write_scn(
     path: Path, area: Pixels, *, x: int, y: int, glass: tuple[int, int], mpp: float = 0.5
 ) -> Path:
-    """Write a slide in Leica's layout: a scanned area at ``x, y`` of a glass of width x height px.
+    """Write a slide in Leica's format SCN: a glass with one scanned area.
 
-    OpenSlide states the area in properties ``openslide.bounds-*``, as for MRXS and BIF files.
+    OpenSlide reports the position and the size of the scanned area in the properties
+    ``openslide.bounds-*``. Slides in the formats MRXS and BIF also have these properties.
 
     Args:
-        path: File to write, ``.scn``.
+        path: File to write, with the suffix ``.scn``.
         area: Pixels of the scanned area, shape (height, width, 3), uint8.
         x: Left edge of the area on the glass in px.
         y: Top edge of the area on the glass in px.
@@ -113,7 +114,15 @@ def write_scn(
 def _scn_image(
     at: int, shape: Sequence[int], *, objective: float, mpp: float, **view: float
 ) -> str:
-    """Return the XML of a picture; ``view`` is the position and size in level-0 px."""
+    """Return the XML text of one image of an SCN file.
+
+    Args:
+        at: Number of the page with the pixels.
+        shape: Height and width of the pixels.
+        objective: Magnification of the objective.
+        mpp: Microns per level-0 px.
+        view: Position and size of the image on the glass in level-0 px.
+    """
     sides = f'sizeX="{shape[1]}" sizeY="{shape[0]}"'
     place = " ".join(f'{name}="{round(px * mpp * 1000)}"' for name, px in view.items())
     return (

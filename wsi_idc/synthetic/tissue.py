@@ -1,10 +1,10 @@
 """Draw breast tissue that looks like H&E at about 4 um/px, with a known region of carcinoma.
 
-Every structure adds haematoxylin and eosin. The color is computed from both by the Beer-Lambert
-law, with the stain of the patient. A nucleus is 1 to 3 px wide. The arrangement of nuclei
+Every structure adds haematoxylin and eosin. The color of a pixel is computed from the amounts of
+both stains by the Beer-Lambert law. A nucleus is 1 to 3 px wide. The arrangement of nuclei
 distinguishes invasive carcinoma (cords and nests without order) from lobules and ducts (rings). The
-mean color does not distinguish them, because lobules and lymphocytes are dark, scars inside the
-tumor are pale, and each patient has a different stain.
+mean color does not distinguish carcinoma from other tissue, because lobules and lymphocytes are
+dark, scars inside the tumor are pale, and each patient has a different stain.
 """
 
 import zlib
@@ -35,8 +35,8 @@ class SynthSlide:
     Attributes:
         patient: Patient id.
         rgb: Pixels, shape (height, width, 3), uint8.
-        idc: Whether each pixel is invasive carcinoma, shape (height, width), bool.
-        tissue: Whether each pixel is tissue, but not fat, shape (height, width), bool.
+        idc: Mask of invasive carcinoma, shape (height, width), bool.
+        tissue: Mask of tissue without fat, shape (height, width), bool.
     """
 
     patient: str
@@ -51,14 +51,15 @@ def draw_slide(
     """Draw the slide of one patient; the same arguments always give the same pixels.
 
     Args:
-        patient: Patient id; each id has its own anatomy and stain.
+        patient: Patient id; slides of different patients differ in anatomy.
         seed: Seed of the cohort.
         height_px: Height of the slide, at least 250 px.
         width_px: Width of the slide, at least 250 px.
-        one_stain: Whether all slides with the same seed have the same stain, as in one laboratory.
+        one_stain: True if all slides with the same seed have the same stain, as in one laboratory;
+            False if slides of different patients also differ in stain.
 
     Returns:
-        The slide; about 0.1 to 0.6 of its tissue is invasive carcinoma.
+        The slide. About 10 to 60 % of its tissue is invasive carcinoma.
 
     Raises:
         ValueError: The slide is too small to hold both classes.
@@ -86,7 +87,7 @@ def draw_slide(
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, int], cell_px: float) -> Floats:
-    """Draw smooth noise with mean 0, standard deviation about 1 and wavelength ``cell_px``."""
+    """Draw smooth noise: mean 0, standard deviation about 1, wavelength ``cell_px``."""
     step = 4 if cell_px >= 16 else 1  # coarse noise is drawn small and enlarged, to save time
     coarse_shape = [int(side / cell_px) + 5 for side in shape]
     coarse = rng.standard_normal(coarse_shape, dtype=np.float32) * 1.5
@@ -99,7 +100,7 @@ def _noise(rng: np.random.Generator, shape: tuple[int, int], cell_px: float) -> 
 
 
 def _outlines(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Bools, Bools]:
-    """Draw two bool masks with ragged outlines: of the specimen, and of the carcinoma."""
+    """Draw a mask of the specimen and a mask of the carcinoma; both have ragged outlines."""
     step = 3  # outlines are smooth, so they are drawn at 1/3 of the size
     small = (-(-shape[0] // step), -(-shape[1] // step))
     rows, cols = (axis.astype(np.float32) for axis in np.ogrid[: small[0], : small[1]])
@@ -124,7 +125,10 @@ def _outlines(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Bools, 
 
 
 def _textures(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Floats, Floats, Floats]:
-    """Draw fibers and cell nests with a common direction, and noise with the size of nuclei."""
+    """Draw three textures: fibers, cell nests in the direction of the fibers, and fine noise.
+
+    The noise has the size of nuclei.
+    """
     size = rng.uniform(1.5, 2.6)
     # Sigma of the blur in px, along and across the fibers. Below, the axis along the fibers is
     # stretched by 4.
@@ -147,7 +151,11 @@ def _textures(rng: np.random.Generator, shape: tuple[int, int]) -> tuple[Floats,
 
 
 def _glands(rng: np.random.Generator, allowed: Bools) -> tuple[Floats, Floats, Floats]:
-    """Draw lobules and ducts where ``allowed`` is true; return epithelium, lumen, sheath (0..1)."""
+    """Draw lobules and ducts whose centers are in the mask ``allowed``.
+
+    Returns:
+        Amounts (0..1) of epithelium, lumen and sheath in each pixel.
+    """
     shape = (allowed.shape[0], allowed.shape[1])
     planes = np.zeros((3, *shape), np.uint8)
     candidates = np.flatnonzero(allowed)
@@ -166,7 +174,7 @@ def _glands(rng: np.random.Generator, allowed: Bools) -> tuple[Floats, Floats, F
 
 
 def _draw_lobule(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> None:
-    """Draw a lobule as a cluster of small rings (acini) into the planes of ``_glands``."""
+    """Draw a lobule into ``planes`` as a cluster of small rings (acini); see ``_draw_duct``."""
     radius, acinus = rng.uniform(10, 36), rng.uniform(3.0, 5.5)
     cv2.circle(planes[2], (col, row), int(radius * 1.25), 255, -1)
     count = int((radius / acinus) ** 2 * rng.uniform(0.4, 0.8))
@@ -183,7 +191,11 @@ def _draw_lobule(rng: np.random.Generator, planes: Bytes, row: int, col: int) ->
 
 
 def _draw_duct(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> None:
-    """Draw a duct as a wavy tube into ``planes`` (epithelium, lumen, sheath), shape (3, h, w)."""
+    """Draw a duct into ``planes`` as a wavy tube.
+
+    ``planes`` has an image for each of epithelium, lumen and sheath, shape (3, h, w). ``row`` and
+    ``col`` are the position of the gland.
+    """
     width, steps = int(rng.integers(7, 16)), int(rng.integers(2, 12))
     turns = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.35, steps))
     line = [col + 6 * np.cumsum(np.cos(turns)), row + 6 * np.cumsum(np.sin(turns))]
@@ -197,7 +209,11 @@ def _draw_duct(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> N
 
 
 def _fat(rng: np.random.Generator, sheath: Floats, soft_idc: Floats) -> tuple[Bools, Floats]:
-    """Draw fat; return its mask, and the fraction of stain that each pixel loses, 0..0.97."""
+    """Draw fat cells.
+
+    Returns:
+        Mask of the fat, and the fraction (0..0.97) of its stain that each pixel loses.
+    """
     shape, pitch = (sheath.shape[0], sheath.shape[1]), 11.5
     grid = np.mgrid[0 : shape[0] : pitch, 0 : shape[1] : pitch].reshape(2, -1)
     grid = (grid + rng.uniform(0, pitch * 1.5, grid.shape)).astype(np.int32)
@@ -219,14 +235,17 @@ def _fat(rng: np.random.Generator, sheath: Floats, soft_idc: Floats) -> tuple[Bo
 
 
 def _nuclei(speckle: Floats, density: Floats) -> Floats:
-    """Make nuclei (0..1) from noise; a larger ``density`` (0..1) gives more nuclei."""
+    """Convert noise to nuclei: 0 is no nucleus, 1 is a nucleus. A larger density gives more."""
     return np.clip((speckle - 2.1 + 2.5 * density) * 0.6, 0, 1)
 
 
 def _normal_tissue(
     rng: np.random.Generator, fiber: Floats, speckle: Floats, epithelium: Floats, sheath: Floats
 ) -> tuple[Floats, Floats]:
-    """Compute the amounts of haematoxylin and eosin in stroma, glands and lymphocytes."""
+    """Compute the amounts of haematoxylin and eosin in each pixel of normal tissue.
+
+    Normal tissue consists of stroma, glands and lymphocytes.
+    """
     shape = (fiber.shape[0], fiber.shape[1])
     lymph = _noise(rng, shape, 28) + 0.8 * _noise(rng, shape, 90) - rng.uniform(1.8, 2.6)
     lymph = np.clip(lymph * 2, 0, 1)
@@ -242,7 +261,10 @@ def _normal_tissue(
 def _tumor(
     rng: np.random.Generator, fiber: Floats, nest: Floats, speckle: Floats
 ) -> tuple[Floats, Floats]:
-    """Compute the amounts of haematoxylin and eosin in carcinoma: nests and cords in stroma."""
+    """Compute the amounts of haematoxylin and eosin in each pixel of carcinoma.
+
+    A carcinoma consists of nests and cords of cells in stroma.
+    """
     shape = (fiber.shape[0], fiber.shape[1])
     rarity = rng.uniform(-0.5, 0.5) + 0.5 * _noise(rng, shape, 90) + 0.2 * _noise(rng, shape, 30)
     cells = np.clip((nest - rarity) * 2.5, 0, 1)
@@ -255,7 +277,10 @@ def _tumor(
 
 
 def _expose(rng: np.random.Generator, haematoxylin: Floats, eosin: Floats) -> Bytes:
-    """Convert amounts of both stains to RGB, shape (height, width, 3), uint8; colors are random."""
+    """Convert the amounts of both stains to RGB pixels, shape (height, width, 3), uint8.
+
+    The colors of the stains are random.
+    """
     vectors = np.array([HAEMATOXYLIN, EOSIN]) + rng.normal(0, 0.035, (2, 3))
     vectors *= rng.uniform((0.75, 0.65), (1.3, 1.25))[:, None]
     light = np.array(LIGHT) + rng.normal(0, 1.2, 3)
