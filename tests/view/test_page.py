@@ -109,12 +109,12 @@ def test_tissue_layers_threshold_and_clicks(tmp_path: Path):
         browser.press("t")
         assert browser.ask("return document.activeElement.className") == "threshold-range"
         text = "return document.querySelector('.facts').textContent"
-        assert browser.ask(text) == "50 of 100 patches (50.0 %), 2.0 mm², the map's threshold"
+        assert browser.ask(text) == "50 of 100 patches (50.0 %), 2.00 mm² at the map's threshold"
         browser.ask(
             "const range = document.querySelector('.threshold-range'); range.value = 0.262;"
             "range.dispatchEvent(new Event('input'))"
         )
-        assert browser.ask(text) == "74 of 100 patches (74.0 %), 3.0 mm²"
+        assert browser.ask(text) == "74 of 100 patches (74.0 %), 2.96 mm²"
         line = browser.ask(f"{PROBE} return layer(1200, 533)")  # between 0.2626 and 0.2525
         assert line[3] == 255
 
@@ -127,6 +127,8 @@ def test_tissue_layers_threshold_and_clicks(tmp_path: Path):
         browser.wait_until("view.panes[0].selected >= 0")
         facts = browser.ask("return document.getElementById('patch').textContent")
         assert facts == ("row, column2, 7x, y1400, 400 pxprobability0.2727callIDClabelIDC")
+        ends = "return document.getElementById('patch-section').getBoundingClientRect().bottom"
+        assert browser.ask(ends) <= browser.ask("return innerHeight")
         assert browser.ask("return document.querySelector('.readout').textContent") == (
             "row 2, col 7: probability 0.273, called IDC"
         )
@@ -347,13 +349,13 @@ def test_flagged_patches_are_shown_and_left_out_on_demand(tmp_path: Path):
         assert blur != pen == both  # the last of several flags
         assert {blur[3], pen[3]} == {255}
         text = "return document.querySelector('.facts').textContent"
-        assert browser.ask(text) == "3 of 5 patches (60.0 %), 0.1 mm², the map's threshold"
+        assert browser.ask(text) == "3 of 5 patches (60.0 %), 0.12 mm² at the map's threshold"
         outline = (
             "return ((pane) => [0, 1, 2, 3, 4].filter((i) => pane.isCounted(i)))(view.panes[0])"
         )
         assert browser.ask(outline) == [0, 1, 2, 3, 4]
         browser.ask("document.querySelector('#thresholds input[type=checkbox]').click()")
-        assert browser.ask(text) == "3 of 5 patches (60.0 %), 0.0 mm², the map's threshold"
+        assert browser.ask(text) == "3 of 5 patches (60.0 %), 0.04 mm² at the map's threshold"
         assert browser.ask(outline) == [0, 3]
         browser.ask("view.panes[0].select(2)")
         facts = browser.ask("return document.getElementById('patch').textContent")

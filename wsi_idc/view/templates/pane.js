@@ -60,7 +60,9 @@ class Pane {
     });
     this.viewer.addHandler("viewport-change", () => this.changed("view", this));
     this.viewer.addHandler("canvas-click", (event) => {
-      if (event.quick) this.select(this.patchAt(event.position));
+      if (!event.quick) return;
+      this.select(this.patchAt(event.position));
+      this.changed("click", this);
     });
     osd.addEventListener("pointermove", (event) => {
       const box = this.element.getBoundingClientRect();

@@ -6,8 +6,8 @@ const SORTS = [
   // column, name, whether the largest value comes first, text of a value
   ["name", "id", false, () => ""],
   ["idc_fraction", "patches called IDC", true, (value) => `${(100 * value).toFixed(1)} %`],
-  ["idc_area_mm2", "IDC area", true, (value) => `${value.toFixed(1)} mm²`],
-  ["area_mm2", "tissue area", true, (value) => `${value.toFixed(1)} mm²`],
+  ["idc_area_mm2", "IDC area", true, (value) => `${area(value)} mm²`],
+  ["area_mm2", "area of the patches", true, (value) => `${area(value)} mm²`],
   ["auc", "AUC, lowest first", false, (value) => value.toFixed(3)],
   ["dice", "Dice, lowest first", false, (value) => value.toFixed(3)],
   ["mean_uncertainty", "uncertainty", true, (value) => value.toFixed(3)],
@@ -18,6 +18,8 @@ const SHOWN = { probability: 0.6, called: 1 }; // layers at the start
 const OPACITY = { probability: 0.6, smoothed: 0.6, cam: 0.7, labels: 0.5, errors: 0.5, flags: 0.8 };
 const SAVE_MS = 250;
 const $ = (id) => document.getElementById(id);
+const AREA = { minimumFractionDigits: 2, maximumFractionDigits: 2 }; // a patch has about 0.04 mm²
+const area = (mm2) => mm2.toLocaleString("en", AREA);
 
 const view = {
   items: [],
@@ -48,6 +50,9 @@ function changed(what, pane) {
       if (other !== pane && other.map) other.selectOnSlide(pane.selectedOnSlide);
     }
     showPatch();
+  }
+  if (what === "click" && pane.selected >= 0) {
+    $("patch-section").scrollIntoView({ block: "nearest" }); // the layers can fill the window
   }
   if (what === "outlines") buildLayers();
   saveSoon();
@@ -301,11 +306,11 @@ function showThreshold(pane) {
     fn += !called && labels[i] === 1;
   }
   const mm2 = cells * (pane.map.cellUm / 1000) ** 2;
-  const own = pane.threshold === pane.threshold0 ? ", the map's threshold" : "";
+  const own = pane.threshold === pane.threshold0 ? " at the map's threshold" : "";
   range.value = pane.threshold;
   output.textContent = pane.threshold.toFixed(3);
   facts.textContent = `${num.toLocaleString("en")} of ${pane.num.toLocaleString("en")} patches ` +
-    `(${((100 * num) / pane.num).toFixed(1)} %), ${mm2.toFixed(1)} mm²${own}`;
+    `(${((100 * num) / pane.num).toFixed(1)} %), ${area(mm2)} mm²${own}`;
   count.textContent = `mistakes: ${fp} false pos., ${fn} false neg.`;
 }
 
