@@ -127,11 +127,23 @@ def test_tissue_layers_threshold_and_clicks(tmp_path: Path):
         browser.wait_until("view.panes[0].selected >= 0")
         facts = browser.ask("return document.getElementById('patch').textContent")
         assert facts == ("row, column2, 7x, y1400, 400 pxprobability0.2727callIDClabelIDC")
-        ends = "return document.getElementById('patch-section').getBoundingClientRect().bottom"
-        assert browser.ask(ends) <= browser.ask("return innerHeight")
         assert browser.ask("return document.querySelector('.readout').textContent") == (
             "row 2, col 7: probability 0.273, called IDC"
         )
+
+        # In a low window, a click also scrolls to the values of the patch.
+        size = {"width": 1280, "height": 500, "deviceScaleFactor": 1, "mobile": False}
+        browser.call("Emulation.setDeviceMetricsOverride", **size)
+        bottom = "return document.getElementById('patch-section').getBoundingClientRect().bottom"
+        assert browser.ask(bottom) > 500
+        browser.click(
+            *browser.ask(
+                "const box = view.panes[0].element.getBoundingClientRect();"
+                "return [box.left + box.width / 2 + 5, box.top + box.height / 2 + 5]"
+            )
+        )
+        browser.wait_until("view.panes[0].columns.col[view.panes[0].selected] !== 7")
+        assert browser.ask(bottom) <= 500
         assert browser.problems == []
         assert {address.split("/")[2] for address in browser.requests} == {f"{HOST}:{server.port}"}
 
