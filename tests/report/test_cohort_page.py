@@ -72,7 +72,7 @@ def test_train_patients_are_explained_only_if_there_are_any():
 
 def test_areas_have_the_same_digits_in_the_head_and_on_the_cards():
     page = cohort_page([card("a", area_mm2=0.44, idc_area_mm2=0.16)], {})
-    assert "<b>0.44</b> mm² of tissue · <b>0.16</b> mm² called IDC" in page
+    assert "<b>0.44</b> mm² of patches · <b>0.16</b> mm² called IDC" in page
     assert "<dd>0.16 mm²</dd><dt>called IDC, of 0.44</dt>" in page
     assert "<b>1</b> patient · <b>5</b> patches" in page
 

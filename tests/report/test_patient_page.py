@@ -89,7 +89,7 @@ def test_page_has_patient_origin_and_notice():
     page = assert_closed(page_of(hand_map()))
     text = re.sub(r"\s+", " ", " ".join(page.texts))
     assert "Patient P1: wsi-idc" in text
-    assert "5 patches · 0.20 mm² of tissue · 4 µm/px (assumed) · cnn · a test patient" in text
+    assert "5 patches · 0.20 mm² of patches · 4 µm/px (assumed) · cnn · a test patient" in text
     assert "Research use only, never a diagnosis." in text
     assert "of 4 labelled patches" in text
     values = ("best.pt (cnn)", "0123456789abcdef" * 4, "fd" * 32, "2026-01-02")
@@ -102,7 +102,7 @@ def test_page_has_patient_origin_and_notice():
     seen = hand_map(model={"role_of_patient": "train"})
     assert "The model was trained on this patient" in page_of(seen)
     unknown = page_of(hand_map(model={"role_of_patient": "in no split"}))
-    assert "· in no split of the model" in unknown
+    assert "· new for the model" in unknown
     assert "patient of the model" not in unknown
 
 

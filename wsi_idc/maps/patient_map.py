@@ -141,7 +141,7 @@ def role_text(model: Mapping[str, Any]) -> str:
     role = model.get("role_of_patient")
     if role is None:
         return "role in the training unknown"
-    return "in no split of the model" if role == NO_ROLE else f"a {role} patient of the model"
+    return "new for the model" if role == NO_ROLE else f"a {role} patient of the model"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ class Column(NamedTuple):
 COLUMNS = (
     Column("patient", "id", str, descends=False),
     Column("patches", "patches", "{:,}".format),
-    Column("area_mm2", "tissue, mm²", area),
+    Column("area_mm2", "area, mm²", area),
     Column("idc_area_mm2", "called IDC, mm²", area),
     Column("idc_fraction", "called IDC, % of patches", percent),
     Column("auc", "AUC", descends=False),
@@ -204,7 +204,7 @@ def _totals(rows: Sequence[Mapping[str, Any]], *, has_medians: bool) -> list[str
     """Return the totals and medians of some maps as texts, such as "5 patches"."""
     totals = [
         count(sum(row["patches"] for row in rows), "patch", "patches"),
-        f"{area(sum(row['area_mm2'] for row in rows))} mm² of tissue",
+        f"{area(sum(row['area_mm2'] for row in rows))} mm² of patches",
         f"{area(sum(row['idc_area_mm2'] for row in rows))} mm² called IDC",
     ]
     # Patients on which the model was trained are left out: their metrics are too good.
