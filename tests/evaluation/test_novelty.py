@@ -48,3 +48,4 @@ def test_the_figure_has_a_bar_per_bin():
     (ax,) = novelty_chart(evaluation_of(TABLE)).axes
     assert [bar.get_height() for bar in ax.patches] == [0, 0, 1]
     assert ax.texts[0].get_text() == "2\nAUC 1.000"
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["all patches: 50.0 %"]

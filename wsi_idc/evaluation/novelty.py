@@ -8,6 +8,7 @@ from matplotlib.ticker import PercentFormatter
 from wsi_idc.core.constants import IDC
 from wsi_idc.evaluation.results import Evaluation
 from wsi_idc.metrics.classification import auc
+from wsi_idc.plotting.number_format import percent
 
 # Limits of the bins. The novelty of val patches is distributed evenly from 0 to 1.
 _EDGES = (0, 0.2, 0.4, 0.6, 0.8, 0.99, 1.0)
@@ -54,16 +55,18 @@ def novelty_chart(evaluation: Evaluation) -> Figure:
         f"{count:,}\n" + ("" if np.isnan(area) else f"AUC {area:.3f}")
         for count, area in zip(table["patches"], table["auc"], strict=True)
     ]
-    ax.bar_label(bars, labels, fontsize=8, padding=2)
+    # The labels cover the line of all patches.
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    ax.bar_label(bars, labels, fontsize=8, padding=3, bbox=box)
     overall = (
         (evaluation.predictions[final.column] >= final.threshold)
         != (evaluation.predictions["label"] == IDC)
     ).mean()
-    ax.axhline(overall, color="0.4", linestyle="--", linewidth=1, label="all patches")
+    ax.axhline(overall, color="0.4", linestyle="--", linewidth=1, label=f"all patches: {percent(float(overall))}")
     names = [f"{low:g} to {high:g}" for low, high in zip(table["low"], table["high"], strict=True)]
     ax.set_xticks(np.arange(len(table)), names)
     ax.set(xlabel="novelty of the patch", ylabel="wrong calls", title="Errors by novelty")
     ax.set_ylim(0, 1.25 * max(table["error_rate"].max(), float(overall), 0.01))
-    ax.yaxis.set_major_formatter(PercentFormatter(1))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     ax.legend(frameon=False, loc="upper right")
     return figure
