@@ -88,6 +88,8 @@ def test_the_page_has_all_figures_and_shows_names_as_text(tmp_path: Path):
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert page.count("<figure") == len(summary["figures"]) / 2
     assert page.count("data:image/svg+xml;base64,") == len(summary["figures"]) / 2
+    assert "<dt>data</dt><dd>a.h5, fingerprint " in page
+    assert '<td class="text name"><bdi>non-IDC</bdi></td>' in page
     assert "<b>&患者" not in page
     assert "&lt;b&gt;&amp;患者" in page
     assert "default-src 'none'" in page.replace("&#39;", "'")

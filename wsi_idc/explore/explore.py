@@ -14,7 +14,7 @@ from wsi_idc.core.text import count, count_patches
 from wsi_idc.data.pack import Pack
 from wsi_idc.explore.charts import CHARTS
 from wsi_idc.explore.patch_figures import PATCH_FIGURES, augmentation, samples
-from wsi_idc.explore.tables import SIGNIFICANT_DIGITS, describe
+from wsi_idc.explore.tables import SIGNIFICANT_DIGITS, describe, label_names
 from wsi_idc.plotting.html import FIGURES, write_figures, write_page
 
 logger = logging.getLogger(__name__)
@@ -73,28 +73,36 @@ def explore(pack: Pack, out: Path, *, seed: int = 0) -> dict[str, Any]:
         "tables": [f"{name}.csv" for name in tables],
         "figures": [f"{FIGURES}/{name}.{kind}" for name in drawings for kind in ("png", "svg")],
     }
-    _write_page(out / INDEX_HTML, summary, tables, uris)
+    _write_page(out / INDEX_HTML, pack, summary, tables, uris)
     write_json(out / SUMMARY_JSON, summary)
     return summary
 
 
 def _write_page(
-    path: Path, summary: dict[str, Any], tables: dict[str, pd.DataFrame], uris: dict[str, str]
+    path: Path,
+    pack: Pack,
+    summary: dict[str, Any],
+    tables: dict[str, pd.DataFrame],
+    uris: dict[str, str],
 ) -> None:
     """Write the page with all figures and the first rows of the tables."""
     shown = []
     for name, (title, columns) in _SHOWN.items():
         part = tables[name][list(columns)].head(_MAX_ROWS)
+        if "label" in part:
+            part = part.assign(label=part["label"].map(label_names(pack)))
         rows = json.loads(part.to_json(orient="records"))
         shown.append((title, f"{name}.csv", rows, len(tables[name])))
     hints = summary["hints"]
     counts, stains = hints["patches"], hints["stain_outliers"]
     totals = [
+        ("data", f"{pack.path.name}, fingerprint {summary['source_fingerprint']}"),
         ("patients with one class", summary["patients_with_one_class"]),
         ("patches with 8 neighbors", f"{summary['complete_3x3']:,}"),
         (
             "small patches",
-            f"{summary['small_patches']:,} ({summary['small_inside_slide']:,} inside the slide)",
+            f"{summary['small_patches']:,}, {summary['small_inside_slide']:,} of them not at the right "
+            "or bottom edge of the slide",
         ),
         *((f"{kind} hints", f"{n:,}: {hints['rules'][kind]}") for kind, n in counts.items()),
         ("stain outliers", ", ".join(stains) or "none"),

@@ -172,7 +172,7 @@ def patient(description: Description, pack: Pack) -> Figure:
         y, x = (ringed.T + 0.5) * cell_mm
         label_ax.scatter(x, y, 90, facecolors="none", edgecolors="black", linewidths=1.5)
         label_ax.set_title("Labels; ring: differs from all 8 neighbors")
-    resolution = f"{pack.info.mpp:g} um/px ({pack.info.mpp_source})"
+    resolution = f"{pack.info.mpp:g} µm/px ({pack.info.mpp_source})"
     figure.suptitle(f"Patient {chosen['patient']}: {len(rows):,} patches, {resolution}")
     return figure
 
