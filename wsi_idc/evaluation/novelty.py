@@ -62,7 +62,8 @@ def novelty_chart(evaluation: Evaluation) -> Figure:
         (evaluation.predictions[final.column] >= final.threshold)
         != (evaluation.predictions["label"] == IDC)
     ).mean()
-    ax.axhline(overall, color="0.4", linestyle="--", linewidth=1, label=f"all patches: {percent(float(overall))}")
+    name = f"all patches: {percent(float(overall))}"
+    ax.axhline(overall, color="0.4", linestyle="--", linewidth=1, label=name)
     names = [f"{low:g} to {high:g}" for low, high in zip(table["low"], table["high"], strict=True)]
     ax.set_xticks(np.arange(len(table)), names)
     ax.set(xlabel="novelty of the patch", ylabel="wrong calls", title="Errors by novelty")

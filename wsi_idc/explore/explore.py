@@ -101,8 +101,8 @@ def _write_page(
         ("patches with 8 neighbors", f"{summary['complete_3x3']:,}"),
         (
             "small patches",
-            f"{summary['small_patches']:,}, {summary['small_inside_slide']:,} of them not at the right "
-            "or bottom edge of the slide",
+            f"{summary['small_patches']:,}, {summary['small_inside_slide']:,} of them not at the "
+            "right or bottom edge of the slide",
         ),
         *((f"{kind} hints", f"{n:,}: {hints['rules'][kind]}") for kind, n in counts.items()),
         ("stain outliers", ", ".join(stains) or "none"),
