@@ -180,6 +180,6 @@ def _threshold_rule(config: Mapping[str, Any]) -> str:
 
 
 def _as_code(text: str) -> str:
-    """Return text from a checkpoint as Markdown code, so that no part of the text is markup."""
+    """Return text of a checkpoint as a Markdown code span, which shows the text literally."""
     plain = "".join(char if char.isprintable() and char != "`" else "?" for char in text)
     return f"`{plain}`"

@@ -150,7 +150,7 @@ class OpenTissues:
                 opened.num_users -= 1
 
     def close(self) -> None:
-        """Close all tissues; call this after the last ``use``."""
+        """Close the slide files. Call this method after the last call of ``use``."""
         with self._lock:
             self._close_old(0)
 
