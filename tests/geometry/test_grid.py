@@ -111,6 +111,17 @@ def test_ring_means_average_the_patches_at_each_distance():
     np.testing.assert_array_equal(lonely, [[3] * 6])
 
 
+@pytest.mark.parametrize("step", [3, 50, 10**6])
+def test_ring_means_have_any_step(step: int):
+    """The largest grid also has room for far rings."""
+    last = MAX_CELLS_PER_SIDE - 1
+    row_col = np.array([[0, 0], [0, 3], [last, last]], np.int32)
+    means = ring_means(np.array([1.0, 5.0, 9.0]), row_col, step=step)
+    second = [1, 5, 1, 1, 1, 1] if step == 3 else [1] * 6
+    np.testing.assert_array_equal(means[0], second)
+    np.testing.assert_array_equal(means[2], [9] * 6)
+
+
 def test_neighbor_fraction_counts_the_eight_cells():
     row_col = np.array([[0, 0], [0, 1], [1, 0], [1, 1], [5, 5]], np.int32)
     np.testing.assert_allclose(neighbor_fraction(row_col), [3 / 8] * 4 + [0])

@@ -303,6 +303,14 @@ def test_white_parts_of_an_image_need_no_place(tmp_path: Path):
     assert sum(int((strip == 0).sum()) for strip in read_image_rows(path)) == 300
 
 
+def _add_flags(bits: list[int], meanings: str, value: int = 1) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        file["flags"] = np.full(3, value, np.uint8)
+        file["flags"].attrs.update({"flag_masks": bits, "flag_meanings": meanings})
+
+    return change
+
+
 NO_SMOOTHING = '{"sigma_um": 1, "temperature": 1, "threshold": 1e13}'
 CAM_CLAIM = {"shape": (3, 256, 256), "dtype": "f4", "chunks": (1, 64, 64)}
 
@@ -333,6 +341,12 @@ CAM_CLAIM = {"shape": (3, 256, 256), "dtype": "f4", "chunks": (1, 64, 64)}
         (_set(smoothing=NO_SMOOTHING), "threshold of the smoothed probabilities is out of range"),
         (_set(smoothing="[1]"), "not a usable map"),
         (_set(smoothing='{"a": 1}'), "threshold"),
+        (_add_flags([], "", value=0), "the names or bits of the flags are damaged"),
+        (_add_flags([1, 1], "a a"), "the names or bits"),
+        (_add_flags([1, 2], "a a b"), "the names or bits"),
+        (_add_flags([3], "a"), "the names or bits"),
+        (_add_flags([1], "<b>"), "the names or bits"),
+        (_add_flags([1, 2], "a b", value=5), "a flag has no name"),
         (lambda file: file.__delitem__("label"), "/label is not a dataset"),
         (lambda file: file["label"].__setitem__(0, 7), "/label has values outside -1 to 1"),
         (lambda file: file["row_col"].__setitem__((0, 0), 10**6), "larger than any slide"),

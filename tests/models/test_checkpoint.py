@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,6 +50,7 @@ def test_a_saved_novelty_model_is_read_unchanged_and_checked(trained: Checkpoint
     for change in (
         {"layer": "classifier"},
         {"mean": torch.zeros(3)},
+        {"quantiles": torch.zeros(1).expand(2**40)},
         {"quantiles": torch.tensor([1.0, 0.0])},
         {"quantiles": torch.tensor([0.0, float("nan")])},
         {"patient_std": 2.0},
@@ -56,6 +58,13 @@ def test_a_saved_novelty_model_is_read_unchanged_and_checked(trained: Checkpoint
         save_checkpoint(path, replace(trained, novelty=replace(before, **change)))
         with pytest.raises(CheckpointError, match="damaged checkpoint"):
             load_checkpoint(path)
+    # Tensors with a gradient or a negative bit are also usable.
+    for quantiles in (torch.nn.Parameter(before.quantiles), torch._neg_view(-before.quantiles)):
+        save_checkpoint(path, replace(trained, novelty=replace(before, quantiles=quantiles)))
+        after = load_checkpoint(path).novelty
+        assert after is not None
+        distance = before.quantiles.numpy()
+        assert np.array_equal(after.novelty(distance), before.novelty(distance))
 
 
 def test_a_checkpoint_rebuilds_the_classifier(trained: Checkpoint):
@@ -98,6 +107,7 @@ def assert_refused(path: Path, message: str) -> None:
 
 
 SMOOTHING = {"sigma_um": 100.0, "temperature": 1.0, "threshold": 0.5}
+NEIGHBORS = {"weights": [1.0] * 6, "bias": 0.0, "threshold": 0.5, "patch_um": 200.0}
 OUT_OF_RANGE = "the temperature or the threshold is out of range"
 DAMAGED = "damaged checkpoint"
 INPUT = {"patch_px": 50, "mpp": 4.0, "input_px": None, "mean": (0.5,) * 3, "std": (0.2,) * 3}
@@ -126,6 +136,8 @@ IMPOSSIBLE_INPUTS: tuple[dict[str, object], ...] = (
         ({"smoothing": SMOOTHING | {"temperature": 1e-320}}, "out of range"),
         ({"smoothing": SMOOTHING | {"sigma_um": 1e13}}, "1e\\+13 um is too wide"),
         ({"smoothing": {"sigma_um": 100.0}}, DAMAGED),
+        ({"neighbors": NEIGHBORS | {"patch_um": 1e9}}, "for patches of another size"),
+        ({"neighbors": NEIGHBORS | {"weights": [1.0] * 7}}, "needs 6 finite weights"),
         ({"split": None}, DAMAGED),
         ({"split": {"S0001": "trein"}}, "a patient has the unknown role 'trein'"),
         ({"metrics": {"auc": torch.zeros(1)}}, DAMAGED),

@@ -19,6 +19,7 @@ def model(**values: Any) -> NeighborModel:
     [
         {"weights": WEIGHTS[:-1]},
         {"weights": (np.nan, *WEIGHTS[1:])},
+        {"weights": (1e308, *WEIGHTS[1:])},
         {"bias": np.inf},
         {"threshold": 1.5},
         {"patch_um": 0.0},

@@ -184,14 +184,16 @@ def ring_means(
     Returns:
         Means, shape (N, len(RINGS)), float64. The first column is ``values``.
     """
-    margin = _RING_RADIUS * step
-    inside = row_col + margin
-    rows, cols = shape_of(inside)
-    shape = (rows + margin, cols + margin)
-    grid = scatter_to_grid(values.astype(np.float64), inside, shape=shape, fill=np.nan)
+    shape = shape_of(row_col)
+    grid = scatter_to_grid(values.astype(np.float64), row_col, shape=shape, fill=np.nan)
+    # The grid has an empty margin, so that cells outside of the grid are NaN.
+    margin = min(_RING_RADIUS * step, max(shape))
+    grid = np.pad(grid, margin, constant_values=np.nan)
     means = np.empty((len(values), len(RINGS)))
     for number, offsets in enumerate(_ring_offsets()):
-        neighbors = np.stack([grid[tuple((inside + step * offset).T)] for offset in offsets])
+        # No cell of the grid is farther away than the margin.
+        moves = np.clip(step * offsets, -margin, margin)
+        neighbors = np.stack([grid[tuple((row_col + margin + move).T)] for move in moves])
         is_patch = ~np.isnan(neighbors)
         counts = is_patch.sum(axis=0)
         sums = np.where(is_patch, neighbors, 0).sum(axis=0)

@@ -241,7 +241,7 @@ def _read_without_cams(file: h5py.File) -> PatientMap:
         **columns,
         smoothing=_read_smoothing(attrs),
         novelty_limit=_read_novelty_limit(attrs),
-        flag_bits=_read_flag_bits(file),
+        flag_bits=_read_flag_bits(file, columns.get("flags")),
         exclude_flagged=bool(attrs.get("exclude_flagged", 0)),
         slide=_read_slide(file, attrs) if hdf5.has_link(file, "slide") else None,
         **_read_cam_attributes(file, len(columns["coords"])),
@@ -313,15 +313,18 @@ def _read_novelty_limit(attrs: dict[str, Any]) -> float | None:
     return limit
 
 
-def _read_flag_bits(file: h5py.File) -> dict[str, int]:
-    """Read the name and bit of each flag; check that the bits are different powers of two."""
-    if not hdf5.has_link(file, "flags"):
+def _read_flag_bits(file: h5py.File, flags: NDArray[np.uint8] | None) -> dict[str, int]:
+    """Read the name and bit of each flag; check that each bit in ``flags`` has one name."""
+    if flags is None:
         return {}
     attrs = read_attributes(file["flags"])
     names, bits = str(attrs["flag_meanings"]).split(), [int(bit) for bit in attrs["flag_masks"]]
     is_named = all(re.fullmatch("[a-z_]{1,20}", name) for name in names)
-    if not is_named or set(bits) - {1 << n for n in range(8)} or len({*bits}) != len({*names}):
+    is_distinct = len(names) == len(set(names)) == len(bits) == len(set(bits)) > 0
+    if not (is_named and is_distinct) or set(bits) - {1 << n for n in range(8)}:
         raise ValueError("the names or bits of the flags are damaged")
+    if (flags & ~np.uint8(sum(bits))).any():
+        raise ValueError("a flag has no name")
     return dict(zip(names, bits, strict=True))
 
 

@@ -166,6 +166,9 @@ class Checkpoint:
             raise ValueError("the temperature or the threshold is out of range")
         if self.smoothing and self.smoothing.sigma_um > _MAX_SIGMA_CELLS * spec.patch_px * spec.mpp:
             raise ValueError(f"a smoothing of {self.smoothing.sigma_um:g} um is too wide")
+        patch_um = spec.patch_px * spec.mpp
+        if self.neighbors and not math.isclose(self.neighbors.patch_um, patch_um, rel_tol=0.01):
+            raise ValueError("the neighbor model is for patches of another size")
         if len(self.class_names) != NUM_CLASSES:
             raise ValueError(f"{len(self.class_names)} classes instead of {NUM_CLASSES}")
         if self.cam_layer != arch.cam_layer:
@@ -217,7 +220,9 @@ def _read_novelty(content: Any) -> NoveltyModel | None:
     if not all(map(is_dense, tensors)):
         raise ValueError("the novelty model is not made of plain numbers")
     numbers = [float(content[name]) for name in ("patient_mean", "patient_std")]
-    return NoveltyModel(str(content["layer"]), *tensors, *numbers)
+    # Such a copy has neither a gradient nor other marks that NumPy does not accept.
+    copies = [tensor.detach().resolve_neg() for tensor in tensors]
+    return NoveltyModel(str(content["layer"]), *copies, *numbers)
 
 
 # For each field, the function that converts its stored value.

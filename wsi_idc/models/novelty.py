@@ -28,6 +28,7 @@ _UNIFORM_STD = math.sqrt(1 / 12)  # standard deviation of a uniform distribution
 # Minimum standard deviation between patients. A few val patients can be similar by chance, and the
 # limit would be too low for new patients. The 25 val patients of the bundled model have 0.11.
 _MIN_PATIENT_STD = 0.1
+_MAX_QUANTILES = 100_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +86,10 @@ class NoveltyModel:
         """Raise ValueError if an attribute does not fit a map of ``num_channels`` channels."""
         size = 2 * num_channels
         shapes = [tuple(x.shape) for x in (self.mean, self.whitening, self.quantiles)]
-        if shapes[:2] != [(size,), (size, size)] or len(shapes[2]) != 1 or shapes[2][0] < 2:
+        if shapes[:2] != [(size,), (size, size)]:
             raise ValueError("the novelty model does not fit the network")
+        if len(shapes[2]) != 1 or not 2 <= shapes[2][0] <= _MAX_QUANTILES:
+            raise ValueError("the number of quantiles of the novelty model is out of range")
         tensors = (self.mean, self.whitening, self.quantiles)
         if not all(x.dtype == torch.float32 and torch.isfinite(x).all() for x in tensors):
             raise ValueError("a value of the novelty model is not a finite number")

@@ -11,6 +11,7 @@ from wsi_idc.geometry.grid import RINGS, ring_means, smooth
 
 # Larger log odds are limited to this value, because they come from an overconfident network.
 _MAX_LOG_ODDS = 6.0
+_MAX_WEIGHT = 1e6  # larger weights are no result of a fit
 
 
 def is_probability(value: float) -> bool:
@@ -69,8 +70,8 @@ class NeighborModel:
     patch_um: float
 
     def __post_init__(self) -> None:
-        is_finite = all(map(math.isfinite, (*self.weights, self.bias)))
-        if len(self.weights) != len(RINGS) or not is_finite:
+        is_possible = all(abs(weight) <= _MAX_WEIGHT for weight in (*self.weights, self.bias))
+        if len(self.weights) != len(RINGS) or not is_possible:
             raise ValueError(f"a neighbor model needs {len(RINGS)} finite weights and a bias")
         if not (0 < self.patch_um < math.inf and is_probability(self.threshold)):
             raise ValueError(f"a value of {self} is out of range")
