@@ -171,12 +171,17 @@ def test_patients_and_slides_without_an_option(work: Path, cohort: Pack, command
 
     first, second, third = cohort.patients[:3]
     assert planned(f"{first},{second}", third) == [first, second, third]
+    assert planned(f"{first}, {second}") == [first, second]
     assert planned("--patient", f"{first}, {third}") == [first, third]
     assert planned("s.tif") == ["s"]
     assert planned("./s.tif") == ["s"]
     missing = command("map", "none.svs")
     assert (missing.code, "no such file" in missing.err) == (1, True)
     assert command("map", first, "s.tif").code == 2
+    (work / first).mkdir()
+    result = command("map", first, "--data", "data")
+    assert result.code == 2
+    assert f"if {first} is a patient, give --patient {first}" in result.error
 
 
 @pytest.mark.parametrize(

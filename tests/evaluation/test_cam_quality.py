@@ -1,10 +1,12 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from tests.packs import Cell, make_pack
 from wsi_idc.core.errors import DataError
 from wsi_idc.data.pack import Pack
 from wsi_idc.evaluation import cam_quality as module
@@ -69,6 +71,14 @@ def test_a_model_is_measured_on_drawn_patches(trained: Checkpoint, cohort: Pack)
 def test_without_idc_patches_the_error_names_the_option(trained: Checkpoint, cohort: Pack):
     with pytest.raises(DataError, match="--cam"):
         cam_quality(Predictor((trained,)), cohort, [], device_config=select_device("cpu"))
+
+
+def test_idc_patches_need_no_other_patches(trained: Checkpoint, cohort: Pack, tmp_path: Path):
+    row = int(np.flatnonzero(cohort.index["label"] == 1)[0])
+    pack = make_pack(tmp_path / "idc.h5", [Cell("A", 0, 0, 1, cohort.read(np.array([row]))[0])])
+    quality = cam_quality(Predictor((trained,)), pack, ["A"], device_config=select_device("cpu"))
+    assert (quality.num_idc, quality.num_other) == (1, 0)
+    assert quality.as_dict()["other_brightness"] is None
 
 
 def test_the_views_are_undone():

@@ -274,15 +274,15 @@ def _cam_lines(evaluation: "Evaluation") -> Iterator[str]:
     if cam is None:
         return
     yield f"CAM ({cam.method}, {cam.grid[0]}x{cam.grid[1]} cells, {cam.num_idc} IDC patches)"
-    yield from table_lines(
-        [
-            ("fall of the log odds", f"{cam.fall:.2f}   largest fifth hidden, minus random fifth"),
-            ("area", f"{cam.area:.2f}   mean of this fall over hidden parts of 5 to 50 %"),
-            ("brightness of non-IDC", f"{cam.other_brightness:.2f}   of the brightness of IDC"),
-            ("excess at the rim", f"{cam.rim_excess:+.0%}   outer cells against inner cells"),
-            ("stability under flips", f"{cam.flip_stability:.2f}   correlation"),
-        ]
-    )
+    lines = [
+        ("fall of the log odds", f"{cam.fall:.2f}   largest fifth hidden, minus random fifth"),
+        ("area", f"{cam.area:.2f}   mean of this fall over hidden parts of 5 to 50 %"),
+        ("brightness of non-IDC", f"{cam.other_brightness:.2f}   of the brightness of IDC"),
+        ("excess at the rim", f"{cam.rim_excess:+.0%}   outer cells against inner cells"),
+        ("stability under flips", f"{cam.flip_stability:.2f}   correlation"),
+    ]
+    # The last three values are NaN if patches or cells are missing, or if all CAMs are 0.
+    yield from table_lines((name, text) for name, text in lines if "nan" not in text)
 
 
 def _interval(low: float, high: float, *, digits: int = 3, space: str = " ") -> str:

@@ -168,14 +168,15 @@ def _inputs(
     arguments: tuple[Path, ...], patients: tuple[str, ...], slides: tuple[Path, ...]
 ) -> tuple[tuple[str, ...], tuple[Path, ...]]:
     """Return the ids of all given patients, and the paths of all given slides."""
-    ids = [name.strip() for text in patients for name in text.split(",")]
+    texts = list(patients)
     paths = list(slides)
     for argument in arguments:
         # Files after --slide come from a pattern of the shell.
         if slides or len(argument.parts) > 1 or argument.suffix or argument.exists():
             paths.append(argument)
         else:
-            ids += str(argument).split(",")
+            texts.append(str(argument))
+    ids = [name.strip() for text in texts for name in text.split(",")]
     return tuple(filter(None, ids)), tuple(paths)
 
 
@@ -195,7 +196,10 @@ def _check_usage(patients: tuple[str, ...], slides: tuple[Path, ...]) -> None:
             f"{', '.join(unused)} has no effect on a pack: its patches are already cut."
         )
     if for_slides and changed("data"):
-        raise click.UsageError("--data is for patients of a pack, not for slides.")
+        # An id is taken for a slide if it has a dot, or if a folder has the same name.
+        names = [str(path) for path in given["files"] if len(path.parts) == 1]
+        hint = f"; if {names[0]} is a patient, give --patient {names[0]}" if names else ""
+        raise click.UsageError(f"--data is for patients of a pack, not for slides{hint}.")
     if given["no_cam"] and (unused := changed("cam_method", "cam_layer", "cam_class")):
         raise click.UsageError(
             f"{', '.join(unused)} has no effect with --no-cam; leave out one of the options."

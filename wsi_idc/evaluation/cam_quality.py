@@ -40,7 +40,8 @@ class CamQuality:
         fall: Fall of the log odds of IDC if the 20 % of the px with the largest CAM are hidden,
             minus the fall if random 20 % of the px are hidden; mean over the IDC patches.
         area: The same difference of falls, averaged over all hidden fractions of ``curve``.
-        other_brightness: Mean CAM of non-IDC patches divided by the mean CAM of IDC patches.
+        other_brightness: Mean CAM of non-IDC patches divided by the mean CAM of IDC patches; NaN
+            if there are no non-IDC patches.
         rim_excess: (o - i) / i, where o is the mean CAM of the outer cells of IDC patches, and i
             is the mean CAM of the inner cells; NaN if there are no inner cells.
         flip_stability: Mean correlation between the CAM of an IDC patch and the CAMs of its 7
@@ -117,7 +118,7 @@ def cam_quality(
         noise = np.random.default_rng(seed).random(maps.shape, np.float32)
         curve = _falls(predict, idc, _log_odds(prediction), {"top": maps, "random": noise})
         stability = _flip_stability(predict, idc, maps)
-        others = _cams(predict(other))
+        other_mean = _cams(predict(other)).mean() if len(other) else np.nan
     difference = (curve["top"] - curve["random"]).to_numpy()
     spec = cam.resolve(predictor.checkpoints[0].build())
     return CamQuality(
@@ -127,7 +128,7 @@ def cam_quality(
         num_other=len(other),
         fall=float(difference[FRACTIONS.index(_REPORTED)]),
         area=float(difference.mean()),
-        other_brightness=float(others.mean() / maps.mean()) if maps.any() else np.nan,
+        other_brightness=float(other_mean / maps.mean()) if maps.any() else np.nan,
         rim_excess=_rim_excess(maps),
         flip_stability=stability,
         curve=curve,
