@@ -9,7 +9,7 @@ patient. ``benchmarks/artifacts.py`` tests the flags on the other patients and o
   Gaussian blur of 2 px. The energy of the finest octave, divided by the energy of the next octave,
   measures focus and does not depend on contrast (Pertuz 2013, doi:10.1016/j.patcog.2012.11.011,
   compares such measures). This ratio is 2 to 4 in sharp tissue. The ratio is 0.3 after a Gaussian
-  blur of 1.5 px and in the haze of an air bubble.
+  blur of 1.5 px and in the haze of an air bubble. A block with a ratio below 0.9 is blurred.
 - Pen: at least a fifth of the patch has colors that no mixture of hematoxylin and eosin has. Both
   stains absorb mostly green light (Ruifrok & Johnston 2001). Green and blue ink absorb more red
   light than green light. Red ink absorbs blue and green light, but little red light. Black ink is
@@ -110,7 +110,7 @@ def _is_white(colors: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _is_blurred(patches: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return, for each block of the patches, whether it is blurred; white blocks are not."""
+    """Return, for each block of the patches, whether the block is blurred and is not white."""
     inside = np.s_[:, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
     green = patches[..., 1]
     tall = green.reshape(-1, green.shape[2]).astype(np.float32)

@@ -267,7 +267,7 @@ def sample_mixup(num: int, *, alpha: float, generator: torch.Generator) -> tuple
 
 
 def mix(images: Tensor, other: Tensor, lam: Tensor) -> Tensor:
-    """Mix each image of ``images`` with an image of ``other``; add them with weights.
+    """Return the weighted sum of each image of ``images`` and the image of ``other`` in its row.
 
     ``lam``, shape (N,), is the weight of each image of ``images``. The other weight is 1 - ``lam``.
     """

@@ -54,7 +54,7 @@ class DecodedTree:
     Attributes:
         paths: For each row of the table of the patch tree, the path of the file that was read.
         is_decoded: For each row of the table, True if the file could be decoded.
-        sizes: Height and width of each file in px, in the order of the files.
+        sizes: Height and width of each decoded file in px, in the order of the files.
         crcs: CRC-32 of the bytes of each decoded file.
         issues: Files that could not be decoded.
         num_no_access: Number of files that could not be read and have no readable copy.

@@ -51,8 +51,8 @@ class Chunk:
         state: Hexadecimal digest of the decoder's version and of the path, size and time of each
             file.
         reasons: For each file, the reason why the file was skipped; empty for a decoded file.
-        sizes: Height and width of the first decoded file in px before padding, then of the second,
-            and so on.
+        sizes: Height and width of each decoded file in px before padding, two numbers for each
+            file.
         crcs: CRC-32 of the bytes of each decoded file.
         histogram: Counts of the pixel values of each channel, 3 rows of 256.
     """

@@ -1,7 +1,7 @@
 """Download of the data set from Kaggle with kagglehub.
 
 kagglehub downloads the archive into its own cache folder, checks the archive and unpacks it. The
-environment variable ``KAGGLEHUB_CACHE`` names this folder. kagglehub resumes an interrupted
+environment variable ``KAGGLEHUB_CACHE`` can name this folder. kagglehub resumes an interrupted
 download. The file ``source.json`` in the data folder records the path of the unpacked data set.
 """
 

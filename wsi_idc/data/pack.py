@@ -221,7 +221,7 @@ class Pack:
         """Pixels of all patches, shape (N, patch_px, patch_px, 3), uint8, memory-mapped, read-only.
 
         Raises:
-            DataError: The file was truncated after it was opened.
+            DataError: The file was truncated. Reading a truncated file could kill the process.
         """
         pixels = self._pixels
         if pixels._mmap.size() < pixels.offset + pixels.nbytes:  # type: ignore[attr-defined]
@@ -308,7 +308,8 @@ class Pack:
     def cells(self) -> NDArray[np.int32]:
         """Return the row and the column of each patch, shape (N, 2).
 
-        The patches of a slide are on one grid. Without slides, the patches of a patient are.
+        The patches of a slide are on one grid. In a pack of a patch tree, the patches of a patient
+        are on one grid.
         """
         return _cells(self.index, self.slides, self.info)
 
@@ -411,7 +412,7 @@ def has_slide_records(path: Path) -> bool:
 
 
 def _state_of(path: Path) -> tuple[int, ...] | None:
-    """Return numbers that change when a file is replaced or changed; return None for no file."""
+    """Return numbers that change when a file is replaced or changed; None if it does not exist."""
     try:
         status = path.stat()
     except FileNotFoundError:

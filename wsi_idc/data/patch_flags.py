@@ -13,7 +13,7 @@ _MIN_PX = 16  # smallest side of a patch for ``artifact_flags``
 
 
 def can_flag(patch_px: int, *, mpp: float) -> bool:
-    """Return whether patches are large enough for ``patch_flags``: 16 px after the shrinking."""
+    """Return whether patches have at least 16 px on a side after ``patch_flags`` shrinks them."""
     return _side(patch_px, mpp) >= _MIN_PX
 
 

@@ -153,11 +153,11 @@ class SlideCutter:
     def annotations(self, row: ManifestRow, slide: Slide) -> list[Annotation]:
         """Read the annotations of a slide.
 
-        A slide without an annotation file has no annotations. In this case, the user must choose
-        the label of unannotated tissue.
+        If a slide has no annotation file, the list is empty, and the user must choose the label of
+        unannotated tissue.
 
         Raises:
-            SlideError: The annotation file cannot be used, or the user must make this choice.
+            SlideError: The annotation file cannot be used, or the user did not choose this label.
         """
         file = self.annotation_file(row)
         if file is None:

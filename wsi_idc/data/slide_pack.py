@@ -55,7 +55,7 @@ class SlidePackReport:
         pictures: Folder with a picture of each slide: outlines, tissue and labelled patches.
         unannotated: Label of tissue outside all outlines.
         info: Attributes of the pack.
-        set_aside: Dict from each slide file that is not in the pack to the reason.
+        set_aside: Slide files that are not in the pack: a dict from slide file to reason.
         num_kept: Number of slides that an earlier call has cut.
         cautions: Dict from slide file to warning. A slide file is in this dict if the user gave an
             mpp that contradicts the slide file.

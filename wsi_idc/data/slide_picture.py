@@ -39,7 +39,7 @@ def slide_picture(
 
     Args:
         slide: The slide.
-        tissue: Mask of the tissue, shape (h, w), bool, of any size.
+        tissue: Mask of the tissue on the complete slide, shape (h, w), bool; h and w may be any.
         annotations: Annotations of the slide.
         classes: Result of ``class_table``: the target (such as "IDC") of each annotation class.
         coords: x and y of the top left corner of each patch in level-0 px, shape (N, 2).

@@ -6,7 +6,8 @@ A split is given as a text:
 - ``canonical+unlisted``: the same lists. Other patients have the role train.
 - ``ratio:70/15/15``: proportions of train, val and test.
 - ``kfold:5/0``: fold 0 of 5 folds is test, the next fold is val, and the other folds are train.
-- ``auto``: one of the first three, which depends on the patients of the pack.
+- ``auto``: a split with ``canonical``, ``canonical+unlisted`` or ``DEFAULT_RATIO``. The choice
+  depends on the patients of the pack.
 - ``NAME.csv``: a CSV file with the columns patient and split.
 """
 

@@ -53,11 +53,11 @@ def slurm_gpus() -> str | None:
 def limit_spinning() -> None:
     """Shorten the busy waiting of torch's threads; call this function before torch is imported.
 
-    By default, a waiting thread of GNU OpenMP occupies its core for milliseconds. If two programs
-    use the same two cores, this waiting makes maps three times as slow. Therefore this function
-    sets the environment variable GOMP_SPINCOUNT to 1000. If there are more threads than cores, GNU
-    OpenMP uses this value by default. If the user has set GOMP_SPINCOUNT or OMP_WAIT_POLICY, this
-    function changes nothing.
+    By default, a waiting thread of GNU OpenMP occupies its core for milliseconds. In a measurement
+    with two programs on the same two cores, this waiting made maps three times as slow. Therefore
+    this function sets the environment variable GOMP_SPINCOUNT to 1000. If there are more threads
+    than cores, GNU OpenMP uses this value by default. If the user has set GOMP_SPINCOUNT or
+    OMP_WAIT_POLICY, this function changes nothing.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

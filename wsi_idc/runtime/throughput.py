@@ -116,7 +116,7 @@ class ThroughputMeter:
     def log(self, action: str) -> None:
         """Log the statistics since ``start`` if at least one patch was computed.
 
-        ``action`` is the first word of the log line.
+        The log line begins with ``action``.
         """
         stats = self.stats()
         if stats.num_patches:
