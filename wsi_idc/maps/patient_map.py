@@ -53,7 +53,8 @@ class PatientPatches:
         coords: x, y of the top left corner of each patch in level-0 px, shape (N, 2), int32.
         row_col: Row and column of each patch in the grid, shape (N, 2), int32.
         label: Label of each patch: class 0 or 1, or -1 if unknown, shape (N,), int8.
-        stride_px: Distance between neighboring patches in px; None if patches do not overlap.
+        stride_px: Distance from the left edge of a patch to the left edge of the next patch, in px;
+            None if patches do not overlap.
         slide: Overview of the slide; None for a pack that was not made from slides.
         slide_name: Name of the slide; empty if the patient has only one slide.
     """

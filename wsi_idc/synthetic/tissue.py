@@ -194,7 +194,7 @@ def _draw_duct(rng: np.random.Generator, planes: Bytes, row: int, col: int) -> N
     """Draw a duct into ``planes`` as a wavy tube.
 
     ``planes`` has an image for each of epithelium, lumen and sheath, shape (3, h, w). ``row`` and
-    ``col`` are the position of the gland.
+    ``col`` are the position of the duct.
     """
     width, steps = int(rng.integers(7, 16)), int(rng.integers(2, 12))
     turns = rng.uniform(0, 2 * np.pi) + np.cumsum(rng.normal(0, 0.35, steps))
