@@ -159,7 +159,7 @@ def _prepare_slides(
     **tissue: Any,
 ) -> None:
     from wsi_idc.data.pack import Pack
-    from wsi_idc.data.patch_tree import write_patch_tree
+    from wsi_idc.data.patch_tree_writer import write_patch_tree
     from wsi_idc.data.prepare import ASSUMED_MPP
     from wsi_idc.data.slide_cutter import LabelSettings
     from wsi_idc.data.slide_pack import prepare_slides
