@@ -112,16 +112,20 @@ def test_info_of_a_patient_with_several_slides(tmp_path: Path, command: RunComma
     assert "the columns of the slides are missing" in command("info", path).error
 
 
-def test_info_of_flags(tmp_path: Path, command: RunCommand):
+def test_info_of_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: RunCommand):
+    monkeypatch.chdir(tmp_path)
     bits = {"blur": 1, "pen": 2}
     fields = {"flags": np.array([0, 1, 3, 0, 2], np.uint8), "flag_bits": bits}
     for slide in "ab":
         path = write_hand_map(tmp_path, slide_name=slide, exclude_flagged=slide == "b", **fields)
     write_patient_file(tmp_path / "P1.h5")
-    assert json.loads(command("info", path, "--json").out)["flagged"] == {"blur": 2, "pen": 2}
+    assert json.loads(command("info", path.relative_to(tmp_path), "--json").out)["flagged"] == {
+        "blur": 2,
+        "pen": 2,
+    }
     text = "2 blur, 2 pen, left out of areas and regions"
-    assert values_of(command("info", path).out)["flagged"] == text
-    found = json.loads(command("info", tmp_path / "P1.h5", "--json").out)
+    assert values_of(command("info", path.relative_to(tmp_path)).out)["flagged"] == text
+    found = json.loads(command("info", "P1.h5", "--json").out)
     assert found["flagged"] | {"fold": 0, "glass": 0} == {
         "blur": 4,
         "pen": 4,
@@ -129,7 +133,7 @@ def test_info_of_flags(tmp_path: Path, command: RunCommand):
         "glass": 0,
     }
     assert found["excluded_flags"] == "mixed"
-    assert values_of(command("info", tmp_path / "P1.h5").out)["flagged"] == "4 blur, 4 pen"
+    assert values_of(command("info", "P1.h5").out)["flagged"] == "4 blur, 4 pen"
     assert "unknown" in values_of(command("info", written(tmp_path / "old")).out)["flagged"]
 
 

@@ -2,7 +2,6 @@ import math
 
 from wsi_idc.plotting.number_format import (
     NONE,
-    count,
     interval,
     number,
     percent,
@@ -20,8 +19,6 @@ def test_numbers_are_formatted():
     assert signed(0.0) == "0.000"
     assert signed(-0.0004) == f"{MINUS}0.000"
     assert percent(0.28759) == "28.8 %"
-    assert count(1, "patch", "patches") == "1 patch"
-    assert count(2785, "patch", "patches") == "2,785 patches"
 
 
 def test_missing_values_are_dashes():

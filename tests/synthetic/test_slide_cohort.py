@@ -108,7 +108,7 @@ def test_command(tmp_path, capsys, monkeypatch):
     result = run_command(capsys, "synth", "scans", *options)
     assert result.code == 0
     assert result.out == (
-        "scans/slides.csv: 1 slides of 1 patients\n"
+        "scans/slides.csv: 1 slide of 1 patient\n"
         "scans/annotations: outlines of tumor and normal tissue\n"
     )
     assert Path("scans/S0001-1.tif").exists()
