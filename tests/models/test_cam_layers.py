@@ -89,18 +89,21 @@ def _is_head_of_mean(
 
 # Networks of each family of torchvision, and the input sizes of those that differ from 224 px.
 FAMILIES = """
-    cnn cnn-bn efficientnet-b0 efficientnet_b2 alexnet convnext_tiny densenet121 googlenet
-    inception_v3 maxvit_t mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_y_400mf resnet18
-    resnet50 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_1 swin_t swin_v2_t vgg11 vgg11_bn
-    vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn wide_resnet50_2
+    cnn cnn-bn mobilenet-v2-s16 efficientnet-b0 efficientnet_b2 alexnet convnext_tiny densenet121
+    googlenet inception_v3 maxvit_t mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_y_400mf
+    resnet18 resnet50 resnext50_32x4d shufflenet_v2_x0_5 squeezenet1_1 swin_t swin_v2_t vgg11
+    vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn wide_resnet50_2
 """
-INPUT_PX = {"efficientnet_b2": 288, "inception_v3": 299, "swin_v2_t": 256}
+INPUT_PX = {"mobilenet-v2-s16": 96, "efficientnet_b2": 288, "inception_v3": 299, "swin_v2_t": 256}
 
 
 @pytest.mark.parametrize("name", FAMILIES.split())
 def test_the_table_has_the_layers_that_a_trace_finds(name: str):
-    arch, is_own = architecture(name), name.startswith("cnn")
-    assert (arch.name, arch.input_px) == (name, None if is_own else INPUT_PX.get(name, 224))
+    arch, is_own = architecture(name), name in ("cnn", "cnn-bn", "mobilenet-v2-s16")
+    assert (arch.name, arch.input_px) == (
+        name,
+        None if name in ("cnn", "cnn-bn") else INPUT_PX.get(name, 224),
+    )
     assert find_cam_and_head(arch.build) == (arch.cam_layer, arch.head, arch.closed_form)
     assert (arch.imagenet is None) == is_own
 

@@ -10,7 +10,14 @@ def test_a_name_may_have_dashes_or_underscores():
     for dashed in ("efficientnet-b0", "cnn-bn", "squeezenet1-1"):
         assert architecture(dashed) is architecture(dashed.replace("-", "_"))
     assert architecture("efficientnet_b0").name == "efficientnet-b0"
-    assert list(MODEL_NAMES) == ["cnn", "cnn-bn", "resnet18", "resnet50", "efficientnet-b0"]
+    assert list(MODEL_NAMES) == [
+        "cnn",
+        "cnn-bn",
+        "mobilenet-v2-s16",
+        "resnet18",
+        "resnet50",
+        "efficientnet-b0",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -20,7 +27,10 @@ def test_a_name_may_have_dashes_or_underscores():
         ("resnet81", "did you mean resnet18 or"),
         ("mobilnet-v3-small", "did you mean mobilenet_v3_small"),
         ("vgg", "'vgg'; did you mean vgg"),
-        ("?", r"'\?'; give cnn, cnn-bn, resnet18, resnet50, efficientnet-b0 or a classifier of "),
+        (
+            "?",
+            r"'\?'; give cnn, cnn-bn, mobilenet-v2-s16, resnet18, resnet50, efficientnet-b0 or a ",
+        ),
         ("lraspp_mobilenet_v3_large", "did you mean mobilenet_v3_large"),
     ],
 )

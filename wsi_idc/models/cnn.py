@@ -1,8 +1,8 @@
 """Small convolutional networks (CNNs) for patches of 50 px, with and without batch norm."""
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from wsi_idc.models.convolution import ReplicatePaddedConv2d
 
 # Number of channels and number of convolutions of each stage. A 2x2 pooling between two stages
 # halves the number of rows and columns. The last feature map of a 50 px patch has 6x6 cells. These
@@ -26,10 +26,7 @@ class PatchCnn(nn.Module):
             if stage > 0:
                 layers.append(nn.MaxPool2d(2))
             for _ in range(num_convs):
-                convolution = _Convolution(
-                    channels, width, 3, padding=1, padding_mode="replicate", bias=not batch_norm
-                )
-                layers.append(convolution)
+                layers.append(ReplicatePaddedConv2d(channels, width, 3, bias=not batch_norm))
                 if batch_norm:
                     layers.append(nn.BatchNorm2d(width))
                 # ReLU is not in-place: a hook may keep the output of the layer before ReLU.
@@ -48,20 +45,3 @@ class PatchCnn(nn.Module):
         """Compute logits (N, num_classes) of normalized images (N, 3, H, W)."""
         x = self.pool(self.features(x)).flatten(1)  # (N, 192)
         return self.classifier(self.dropout(x))
-
-
-class _Convolution(nn.Conv2d):
-    """A 3x3 convolution that pads by repeating the edge of the feature map.
-
-    With zeros as padding, the values of a CAM would be smaller at the edges of each patch. Then the
-    CAM of a slide would show the grid of the patches.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            return super().forward(x)
-        # Padding by concatenation: in code compiled by torch 2.15, the gradient of torch's own
-        # padding has an unexpected memory format.
-        x = torch.cat([x[..., :1, :], x, x[..., -1:, :]], dim=-2)
-        x = torch.cat([x[..., :1], x, x[..., -1:]], dim=-1)
-        return F.conv2d(x, self.weight, self.bias)
