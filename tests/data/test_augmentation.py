@@ -12,7 +12,7 @@ from wsi_idc.data.augmentation import (
     augment,
     dihedral,
     mix,
-    sample_mixup,
+    sample_mixing,
     sample_params,
 )
 
@@ -216,22 +216,53 @@ def test_glass_stays_nearly_white():
     assert (augment(glass, glass_params) - glass).abs().max() < 0.06
 
 
-def test_mixup_parameters():
-    partner, share = sample_mixup(1000, alpha=0.4, generator=seeded(3))
-    again = sample_mixup(1000, alpha=0.4, generator=seeded(3))
+def sample(
+    *, num: int = 1000, seed: int = 3, **fractions: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    fractions = {"mixup": 0.0, "cutmix": 0.0} | fractions
+    return sample_mixing(num, 50, generator=seeded(seed), **fractions)
+
+
+def test_mixup_has_one_weight_for_a_patch():
+    partner, weight = sample(mixup=0.4)
+    again = sample(mixup=0.4)
     assert torch.equal(partner, again[0])
-    assert torch.equal(share, again[1])
-    assert not torch.equal(share, sample_mixup(1000, alpha=0.4, generator=seeded(4))[1])
+    assert torch.equal(weight, again[1])
+    assert not torch.equal(weight, sample(mixup=0.4, seed=4)[1])
     assert partner.sort().values.tolist() == list(range(1000))
-    assert share.dtype == torch.float32
-    assert share.min() >= 0.5
-    assert share.max() <= 1
+    assert (weight.dtype, weight.shape) == (torch.float32, (1000, 1, 1, 1))
+    assert weight.min() >= 0.5
+    assert weight.max() <= 1
     # Folding leaves the variance around a half: 1 / (4 (2 alpha + 1)) for a Beta(alpha, alpha).
-    assert float((share - 0.5).square().mean()) == pytest.approx(1 / 7.2, rel=0.1)
+    assert float((weight - 0.5).square().mean()) == pytest.approx(1 / 7.2, rel=0.1)
 
 
-def test_mix_weighs_the_first_by_its_share():
+def test_cutmix_cuts_a_rectangle():
+    _, weight = sample(cutmix=1)
+    assert weight.shape == (1000, 1, 50, 50)
+    assert weight.unique().tolist() == [0, 1]
+    is_cut = weight[:, 0] == 0
+    for cut in is_cut:
+        rows, cols = cut.any(1), cut.any(0)
+        assert torch.equal(cut, rows[:, None] & cols)
+        for line in (rows, cols):  # a side has no gap
+            assert line.int().diff().abs().sum() <= 2
+    # The area is uniform, but the part outside the patch is cut off.
+    expected = float((1 - np.sqrt(np.linspace(0, 1, 1001)) / 4) ** 2 @ np.linspace(0, 1, 1001))
+    assert float(is_cut.float().mean()) == pytest.approx(expected / 1001, abs=0.02)
+
+
+def test_a_fraction_of_the_patches_uses_cutmix_and_the_others_mixup():
+    _, weight = sample(mixup=0.4, cutmix=0.25)
+    is_uniform = (weight == weight[:, :, :1, :1]).all(dim=(1, 2, 3))
+    assert float(is_uniform.float().mean()) == pytest.approx(0.75, abs=0.05)
+    assert torch.equal(weight[is_uniform][:, :, 0, 0], sample(mixup=0.4)[1][is_uniform][:, :, 0, 0])
+
+
+def test_mix_weighs_the_px_of_the_first():
     first, second = torch.full((3, 3, 2, 2), 0.8), torch.full((3, 3, 2, 2), 0.4)
-    result = mix(first, second, torch.tensor([1.0, 0.75, 0.5]))
+    result = mix(first, second, torch.tensor([1.0, 0.75, 0.5]).view(3, 1, 1, 1))
     torch.testing.assert_close(result[:, 0, 0, 0], torch.tensor([0.8, 0.7, 0.6]))
     assert torch.equal(result[0], first[0])
+    halves = torch.tensor([[1.0, 0.0]]).expand(3, 1, 2, 2)
+    torch.testing.assert_close(mix(first, second, halves)[1, 2, 1], torch.tensor([0.8, 0.4]))

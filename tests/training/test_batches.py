@@ -11,7 +11,7 @@ from wsi_idc.runtime.distributed import SINGLE_PROCESS, World
 from wsi_idc.training.batches import Batch, PatchSource, epoch_order, read_batches
 from wsi_idc.training.config import TrainConfig
 
-CONFIG = TrainConfig(batch_size=10, augment="strong", mixup=0.4, seed=3)
+CONFIG = TrainConfig(batch_size=10, augment="strong", mixup=0.4, cutmix=0.5, seed=3)
 
 
 def read(
@@ -42,7 +42,7 @@ def test_an_epoch_uses_each_patch_once_or_draws_both_classes_equally_often(imbal
 
 
 def test_labels_stay_with_their_patches(cohort: Pack):
-    config = replace(CONFIG, augment="none", mixup=0.0)
+    config = replace(CONFIG, augment="none", mixup=0.0, cutmix=0.0)
     label = cohort.index["label"].to_numpy()
     for batch in read(cohort, config):
         for patch, actual in zip(batch.patches.numpy(), batch.targets.label, strict=True):
@@ -71,17 +71,18 @@ def test_processes_share_a_batch_and_its_draws(cohort: Pack, imbalance: str):
             assert torch.equal(joined, getattr(complete.targets, name))
             for part in parts:
                 assert torch.equal(getattr(part.all_targets, name), getattr(complete.targets, name))
-        others = torch.cat([part.mixed_in[0] for part in parts])
-        assert torch.equal(others, complete.mixed_in[0])
+        for number in (0, 2):  # patches and weights
+            joined = torch.cat([part.mixed_in[number] for part in parts])
+            assert torch.equal(joined, complete.mixed_in[number])
 
 
 def test_a_mixed_in_patch_has_its_own_label(cohort: Pack):
     for batch in read(cohort):
-        patches, _ = batch.mixed_in
+        patches, _, weight = batch.mixed_in
         for patch, label in zip(patches, batch.targets.label_b, strict=True):
             equal = (batch.patches == patch).all(dim=(1, 2, 3))
             assert int(label) in batch.targets.label[equal]
-        assert (batch.targets.lam >= 0.5).all()
+        assert torch.equal(batch.targets.lam, weight.mean(dim=(1, 2, 3)))
 
 
 def test_patches_on_the_device_equal_those_of_the_pack(cohort: Pack):

@@ -42,7 +42,9 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_batch_in_parts_equals_a_batch(build: Any, monkeypatch: pytest.MonkeyPatch):
     # Without batch norm and dropout the gradients of the parts add up.
     monkeypatch.setattr("wsi_idc.models.cnn.DROPOUT", 0.0)
-    config = replace(CONFIG, model="cnn", optimizer="sgd", mixup=0.4, label_smoothing=0.1)
+    config = replace(
+        CONFIG, model="cnn", optimizer="sgd", mixup=0.4, cutmix=0.5, label_smoothing=0.1
+    )
     complete = trained_by_steps(build(config))
     in_parts = trained_by_steps(build(config, micro_batch=3))
     for name, value in complete.items():

@@ -247,28 +247,47 @@ def _linear(images: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
     return torch.baddbmm(offset, matrix.to(images), images.flatten(2)).view(images.shape)
 
 
-def sample_mixup(num: int, *, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Sample partner and weight of each patch for mixup (Zhang et al. 2018, arXiv:1710.09412).
+def sample_mixing(
+    num: int, side: int, *, mixup: float, cutmix: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Sample a partner of each patch, and the weight of each px of the patch itself.
+
+    Mixup (Zhang et al. 2018, arXiv:1710.09412) has one weight for all px of a patch. CutMix (Yun et
+    al. 2019, arXiv:1905.04899) has weight 0 in a random rectangle, and 1 outside.
 
     Args:
         num: Number of patches of the complete batch.
-        alpha: Parameter of Beta(alpha, alpha), above 0; a larger alpha mixes more.
+        side: Side of a patch in px.
+        mixup: Parameter of Beta(mixup, mixup), from which weights are drawn; 0: no mixup.
+        cutmix: Fraction of the patches that use CutMix instead of mixup.
         generator: Random generator on the CPU.
 
     Returns:
-        Two tensors of shape (num,). The first tensor (int64) has the index of the partner of each
-        patch; each patch is the partner of one patch. The second tensor (float32) has the weight of
-        the patch itself, 0.5..1; the partner has the rest of the weight.
+        Index of the partner of each patch, shape (num,), int64; each patch is the partner of one
+        patch.
+        Weight of each px, shape (num, 1, side, side), float32; the partner has the rest of the
+        weight. Without CutMix, the shape is (num, 1, 1, 1).
     """
     partner = torch.randperm(num, generator=generator)
-    seed = int(torch.randint(2**62, (), generator=generator))  # torch's Beta takes no generator
-    lam = np.random.default_rng(seed).beta(alpha, alpha, num)
-    return partner, torch.from_numpy(np.maximum(lam, 1 - lam)).float()
+    # torch's Beta takes no generator.
+    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    lam = rng.beta(mixup, mixup, num) if mixup else np.ones(num)
+    weight = np.maximum(lam, 1 - lam)[:, None, None, None]
+    if cutmix:
+        # The area of the rectangle is uniform, before the part outside the patch is cut off.
+        half = side * np.sqrt(rng.random((num, 1, 1))) / 2
+        distance = np.abs(np.arange(side) + 0.5 - side * rng.random((num, 2, 1)))  # from its center
+        is_near = distance < half
+        is_inside = (is_near[:, 0, :, None] & is_near[:, 1, None, :])[:, None]
+        is_cut = rng.random((num, 1, 1, 1)) < cutmix
+        weight = np.where(is_cut, ~is_inside, weight)
+    return partner, torch.from_numpy(weight).float()
 
 
-def mix(images: Tensor, other: Tensor, lam: Tensor) -> Tensor:
+def mix(images: Tensor, other: Tensor, weight: Tensor) -> Tensor:
     """Return the weighted sum of each image of ``images`` and the image of ``other`` in its row.
 
-    ``lam``, shape (N,), is the weight of each image of ``images``. The other weight is 1 - ``lam``.
+    ``weight`` is the weight of each px of ``images``, shape (N, 1, H, W) or (N, 1, 1, 1). The px of
+    ``other`` have the weight 1 - ``weight``.
     """
-    return torch.lerp(other, images, lam.to(images)[:, None, None, None])
+    return torch.lerp(other, images, weight.to(images))

@@ -1,4 +1,4 @@
-"""Batches of an epoch: random order, augmentation and mixup; a thread reads the next batch.
+"""Batches of an epoch: random order, augmentation, mixup; a thread reads the next batch.
 
 The random numbers of a batch depend only on the seed, the epoch and the step. These numbers do not
 change if a training is stopped and resumed, or if the number of processes changes.
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_idc.data.augmentation import AugmentParams, sample_mixup, sample_params
+from wsi_idc.data.augmentation import AugmentParams, sample_mixing, sample_params
 from wsi_idc.data.pack import Pack
 from wsi_idc.runtime.distributed import World
 from wsi_idc.runtime.prefetch import prefetch
@@ -85,8 +85,8 @@ class Batch:
     Attributes:
         patches: Patches of this part, shape (n, H, W, 3), uint8.
         params: Parameters of the augmentation of each patch.
-        mixed_in: Partner patches for mixup, and the parameters of the augmentation of these
-            patches; None without mixup.
+        mixed_in: Partner patches for mixup and CutMix, the parameters of the augmentation of these
+            patches, and the weight of each px of ``patches``; None without mixup and CutMix.
         targets: Targets of ``patches``.
         all_targets: Targets of the complete batch, including the parts of other processes.
         seed: Seed of random numbers inside the network, such as dropout.
@@ -94,7 +94,7 @@ class Batch:
 
     patches: Tensor
     params: AugmentParams
-    mixed_in: tuple[Tensor, AugmentParams] | None
+    mixed_in: tuple[Tensor, AugmentParams, Tensor] | None
     targets: Targets
     all_targets: Targets
     seed: int
@@ -122,7 +122,7 @@ def read_batches(
     """Yield this process's part of each batch; the next batch is read in the background.
 
     Args:
-        config: Settings: batch size, seed, imbalance, augmentation and mixup.
+        config: Settings: batch size, seed, imbalance, augmentation, mixup and CutMix.
         source: Source that reads the train patches.
         epoch: Number of the epoch, counted from 0.
         steps: Numbers of the batches to read, counted from 0 in each epoch.
@@ -139,11 +139,17 @@ def read_batches(
         params = sample_params(config.augment, len(chosen), generator=generator)
         part = world.shard(len(chosen))
         targets, mixed_in = Targets(torch.from_numpy(label[chosen])), None
-        if config.mixup:
-            partner, lam = sample_mixup(len(chosen), alpha=config.mixup, generator=generator)
-            targets = Targets(targets.label, targets.label[partner], lam)
+        if config.mixup or config.cutmix:
+            partner, weight = sample_mixing(
+                *(len(chosen), source.pack.info.patch_px),
+                mixup=config.mixup,
+                cutmix=config.cutmix,
+                generator=generator,
+            )
+            targets = Targets(targets.label, targets.label[partner], weight.mean(dim=(1, 2, 3)))
             partner_rows = partner[part].numpy()
-            mixed_in = source.take(chosen[partner_rows]), params.take(partner_rows)
+            others = source.take(chosen[partner_rows]), params.take(partner_rows)
+            mixed_in = (*others, weight[part])
         patches = source.take(chosen[part])
         return Batch(patches, params.take(part), mixed_in, targets.take(part), targets, seed)
 

@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 IMBALANCES = ("none", "class-weights", "oversample", "focal")
 # Settings that may change after a training, because they do not change the weights.
 CALIBRATION_FIELDS = ("threshold_by", "target_sensitivity")
+# Settings that were added after version 0.1.0, with their defaults.
+_ADDED_FIELDS = {"cutmix": 0.0}
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("epochs", "patience", "batch_size"), (1, math.inf)),
     **dict.fromkeys(("freeze", "learning_rate", "weight_decay"), (0, math.inf)),
     **dict.fromkeys(("clip_norm", "mixup"), (0, math.inf)),
-    **dict.fromkeys(("warm_up", "target_sensitivity"), (0, 1)),
+    **dict.fromkeys(("warm_up", "cutmix", "target_sensitivity"), (0, 1)),
     "seed": (0, MAX_SEED),
     "input_size": (0, 1024),
     "layer_decay": (0.01, 1),
@@ -42,6 +44,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 # weights exist. This table makes it unnecessary to import ``models.registry`` and torch.
 KNOWN_MODELS = {
     **dict.fromkeys(("cnn", "cnn-bn"), (0, False)),
+    "mobilenet-v2-s16": (96, False),
     **dict.fromkeys(("resnet18", "resnet50", "efficientnet-b0"), (224, True)),
 }
 
@@ -56,8 +59,8 @@ class TrainConfig:
 
     model: str = _option(
         "cnn-bn",
-        "Network: cnn, cnn-bn, resnet18, resnet50, efficientnet-b0, or a torchvision classifier "
-        "with a convolutional feature map.",
+        "Network: cnn, cnn-bn, mobilenet-v2-s16, resnet18, resnet50, efficientnet-b0, or a "
+        "torchvision classifier with a convolutional feature map.",
     )
     weights: str = _option(
         "auto",
@@ -132,6 +135,11 @@ class TrainConfig:
     mixup: float = _option(
         0.0, "Mixup: pairs of patches are mixed with weights from Beta(MIXUP, MIXUP); 0: no mixup."
     )
+    cutmix: float = _option(
+        0.0,
+        "Fraction of the train patches in which a random rectangle is replaced by that of another "
+        "patch, instead of mixup.",
+    )
     ema: float = _option(
         0.99,
         "Decay of the running average of the weights; the average is evaluated and saved. 0: no "
@@ -186,8 +194,13 @@ class TrainConfig:
 
     @property
     def training_settings(self) -> dict[str, Any]:
-        """Settings that the weights depend on: all settings except ``CALIBRATION_FIELDS``."""
-        return {k: v for k, v in asdict(self).items() if k not in CALIBRATION_FIELDS}
+        """Settings that the weights depend on.
+
+        All settings except ``CALIBRATION_FIELDS``. A setting that version 0.1.0 did not have is
+        left out while it has its default, so that finished runs of 0.1.0 are not repeated.
+        """
+        values = {k: v for k, v in asdict(self).items() if k not in CALIBRATION_FIELDS}
+        return {k: v for k, v in values.items() if _ADDED_FIELDS.get(k) != v}
 
 
 def resolved_config(config: TrainConfig, pack: "Pack", split: "Split") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Loss of a batch: cross-entropy or focal loss, with class weights, label smoothing and mixup."""
+"""Loss of a batch: cross-entropy or focal loss, with class weights, label smoothing, mixup."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 
 class Targets(NamedTuple):
-    """Labels of the patches in a batch; with mixup, each patch has two labels and a weight.
+    """Labels of the patches in a batch; if patches are mixed, each has two labels and a weight.
 
     Attributes:
         label: Label of each patch, shape (N,), int64.
-        label_b: Label of the second patch that mixup adds, shape (N,); None without mixup.
-        lam: Weight of ``label``, shape (N,); ``label_b`` has weight 1 - lam. None without mixup.
+        label_b: Label of the second patch that is mixed in, shape (N,); None without mixing.
+        lam: Weight of ``label``, shape (N,); ``label_b`` has weight 1 - lam. None without mixing.
     """
 
     label: Tensor
@@ -71,7 +71,7 @@ class Loss:
 def mix_targets(targets: Targets, value_of: Callable[[Tensor], Tensor]) -> Tensor:
     """Return ``value_of(label)`` for the label of each patch, shape (N,).
 
-    With mixup, each patch has two labels. The result is the weighted mean of their two values.
+    With mixing, each patch has two labels. The result is the weighted mean of their two values.
     """
     values = value_of(targets.label)
     if targets.label_b is None or targets.lam is None:

@@ -114,6 +114,7 @@ def _augmented_images(batch: Batch, part: slice, device: torch.device) -> Tensor
         return augment(to_images(on_device), params.take(part))
 
     images = images_of(batch.patches, batch.params)
-    if batch.mixed_in is None or batch.targets.lam is None:
+    if batch.mixed_in is None:
         return images
-    return mix(images, images_of(*batch.mixed_in), batch.targets.lam[part].to(device))
+    others, params, weight = batch.mixed_in
+    return mix(images, images_of(others, params), weight[part].to(device))
