@@ -63,11 +63,30 @@ def calibrate(
     choose: ChooseThreshold = criteria[threshold_by]
     if target_sensitivity:
         choose = partial(sensitivity_threshold, target=target_sensitivity)
-    odds = log_odds(probability)
+    smoothing, neighbors = fit_smoothing(
+        log_odds(probability), label, slide, row_col, patch_um=patch_um, choose=choose
+    )
+    return Calibration(temperature, choose(label, probability), smoothing, neighbors)
+
+
+def fit_smoothing(
+    odds: NDArray[np.float64],
+    label: NDArray[np.integer],
+    slide: NDArray,
+    row_col: NDArray[np.int32],
+    *,
+    patch_um: float,
+    choose: ChooseThreshold,
+) -> tuple[Smoothing, NeighborModel | None]:
+    """Fit a Gaussian filter and a neighbor model to calibrated log odds.
+
+    ``choose`` is a function that chooses a threshold from labels and probabilities. The other
+    arguments are those of ``calibrate``.
+    """
     complete = complete_rows(label, slide, row_col)
     # Missing patches can depend on the label. So only complete slides show how much to smooth.
     rows = complete if len(np.unique(label[complete])) > 1 else np.arange(len(label))
-    smoothing = _fit_gaussian(
+    gaussian = _fit_gaussian(
         odds[rows], label[rows], slide[rows], row_col[rows], patch_um=patch_um, choose=choose
     )
     neighbors = fit_neighbor_model(
@@ -75,7 +94,7 @@ def calibrate(
         patch_um=patch_um,
         choose_threshold=choose,
     )
-    return Calibration(temperature, choose(label, probability), smoothing, neighbors)
+    return gaussian, neighbors
 
 
 def _fit_gaussian(
