@@ -148,7 +148,7 @@ def big_map(num_patches: int, *, cols: int) -> PatientMap:
         label=rng.integers(0, 2, num_patches).astype(np.int8),
         cam=rng.random((num_patches, 14, 14), dtype=np.float32),
         uncertainty=rng.random(num_patches, dtype=np.float32) / 10,
-        smoothed=probability,
-        smoothing={"threshold": 0.4},
+        unsmoothed=probability,
+        unsmoothed_threshold=0.4,
         patches=patches,
     )

@@ -202,17 +202,20 @@ def _pack_values() -> dict[str, NDArray]:
 def map_values(path: Path) -> dict[str, NDArray | None]:
     """Return every array of a map."""
     content = read_map(path)
-    slide = content.slide
+    slide, raw, smoothed = content.slide, content.probability, content.smoothed
+    if content.unsmoothed is not None:
+        # After version 0.1.0, the main probability of a map is the smoothed one.
+        raw, smoothed = content.unsmoothed, content.probability
     return {
         "coords": content.coords,
         "row_col": content.row_col,
         "label": content.label,
         "logit": content.logit,
-        "probability": content.probability,
+        "probability": raw,
         "uncertainty": content.uncertainty,
-        "probability_smoothed": content.smoothed,
+        "probability_smoothed": smoothed,
         "cam": content.cam,
-        "probability_grid": content.probability_grid(),
+        "probability_grid": content.grid(raw),
         "label_grid": content.label_grid(),
         "cam_mosaic": content.cam_mosaic(),
         "image": read_image(path),

@@ -169,7 +169,8 @@ def _files(folder: Path) -> Iterator[str]:
     yield text["slide_table_head"]
     yield "| column | |\n|---|---|\n"
     yield from _rows(dict.fromkeys(COLUMNS, ()), text["slide_table"])
-    optional = ("cam", "uncertainty", "smoothed", "smoothing", "novelty", "novelty_limit", "flags")
+    optional = ("cam", "uncertainty", "unsmoothed", "unsmoothed_threshold", "smoothing", "flags")
+    optional += ("novelty", "novelty_limit")
     full, bare = _map(), {**dict.fromkeys(optional), "exclude_flagged": False}
     write_map(folder / "full.h5", replace(full, slide_name="s"))
     write_map(folder / "bare.h5", replace(full, slide=None, patches=None, **bare))
@@ -268,7 +269,8 @@ def _map() -> Any:
         flags=np.zeros(_NUM, np.uint8),
         flag_bits=dict(FLAGS),
         exclude_flagged=True,
-        smoothed=one,
+        unsmoothed=one,
+        unsmoothed_threshold=0.5,
         smoothing={"sigma_um": 1.0, "temperature": 1.0, "threshold": 0.5},
         slide=view,
         patches=np.zeros((_NUM, _SIDE, _SIDE, 3), np.uint8),

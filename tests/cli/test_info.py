@@ -47,10 +47,10 @@ def test_info_of_a_map_has_counts_with_fractions_and_the_role_of_the_patient(
     assert shown["labelled idc"] == "1 of 3 labelled patches (33.3%)"
     assert "sha256 0123456789ab," in shown["model"]
     assert "None" not in shown.values()
-    assert {"called idc smoothed", "slide"}.isdisjoint(shown)
+    assert {"called idc unsmoothed", "slide"}.isdisjoint(shown)
     record = json.loads(command("info", "P1.h5", "--json").out)
     assert (record["labelled_idc"], record["labelled_patches"]) == (1, 3)
-    assert record["called_idc_smoothed"] is None
+    assert record["called_idc_unsmoothed"] is None
     assert record["model"]["sha256"] == model["sha256"]
 
 

@@ -22,6 +22,7 @@ from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.map_reader import map_paths, read_map
 from wsi_idc.maps.map_writer import write_map
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
+from wsi_idc.models.smoothing import NeighborModel
 from wsi_idc.runtime.device import select_device
 from wsi_idc.training.runs import set_default
 
@@ -97,14 +98,30 @@ def test_a_dry_run_writes_nothing(work: Path, cohort: Pack, command: RunCommand)
     assert (result.code, len(json.loads(result.out))) == (1, 1)
 
 
-def test_smoothed_calls_are_printed(work: Path, command: RunCommand):
+def test_calls_before_smoothing_are_printed(work: Path, command: RunCommand):
     options = ("--patient", "S0001", "--no-cam", "--no-image")
     raw = r"maps/S0001.h5  \d+ patches, \d+\.\d% called IDC"
     assert re.fullmatch(rf"{raw}\nflagged: .+", command("map", *options).out.strip())
     result = command("map", *options, "--smooth", "--overwrite")
-    smoothed = read_map(work / "maps" / "S0001.h5").smoothed_idc_fraction()
-    text = rf"{raw}, {smoothed:.1%} after smoothing\nflagged: .+"
+    unsmoothed = read_map(work / "maps" / "S0001.h5").second_probability.idc_fraction()
+    text = rf"{raw}, {unsmoothed:.1%} before smoothing\nflagged: .+"
     assert re.fullmatch(text, result.out.strip())
+
+
+def test_a_neighbor_model_smooths_maps_unless_smoothing_is_off(
+    work: Path, trained: Checkpoint, command: RunCommand
+):
+    neighbors = NeighborModel((1, 1, 0, 0, 0, 0), bias=0.5, threshold=0.25, patch_um=200.0)
+    save_checkpoint(work / "n.pt", replace(trained, neighbors=neighbors))
+    options = ("S0001", "--checkpoint", "n.pt", "--no-cam", "--no-image", "--overwrite")
+    assert "before smoothing" in command("map", *options).out
+    smoothed = read_map(work / "maps" / "S0001.h5")
+    assert (smoothed.threshold, smoothed.unsmoothed_threshold) == (0.25, trained.threshold)
+    assert "before smoothing" not in command("map", *options, "--no-smooth").out
+    plain = read_map(work / "maps" / "S0001.h5")
+    assert plain.second_probability is None
+    np.testing.assert_array_equal(plain.probability, smoothed.unsmoothed)
+    assert (smoothed.probability != plain.probability).any()
 
 
 def test_flags_are_counted_and_missing_flags_are_named(work: Path, command: RunCommand):

@@ -42,7 +42,8 @@ def measured_map() -> PatientMap:
         label=np.array([-1, 1], np.int8),
         cam=np.array([[[0, 1], [2, 3]], [[0, 0], [0, 0.5]]], np.float32),
         uncertainty=np.array([0.125, np.nan], np.float32),
-        smoothed=np.array([0.5, 0.625], np.float32),
+        unsmoothed=np.array([0.5, 0.625], np.float32),
+        unsmoothed_threshold=0.5,
         smoothing={"sigma_um": 150.0},
     )
 

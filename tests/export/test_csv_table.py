@@ -15,7 +15,7 @@ def test_csv_begins_with_the_columns_of_wsinfer(tmp_path: Path):
     first, *lines = (tmp_path / "P1.csv").read_text().splitlines()
     assert first == (
         "minx,miny,width,height,prob_non-IDC,prob_IDC,row,col,logit_non-IDC,logit_IDC,"
-        "label,uncertainty,smoothed,cam_mean,cam_max"
+        "label,uncertainty,unsmoothed,cam_mean,cam_max"
     )
     assert lines == [
         "50,0,50,50,0.75,0.25,0,1,0,-1.098612,-1,0.125,0.5,1.5,3",
@@ -23,7 +23,7 @@ def test_csv_begins_with_the_columns_of_wsinfer(tmp_path: Path):
     ]
     write_csv(small_map([[0, 0]], [0.5]), tmp_path / "P2.csv")  # without the optional values
     header, _ = (tmp_path / "P2.csv").read_text().splitlines()
-    assert f"{header},uncertainty,smoothed,cam_mean,cam_max" == first
+    assert f"{header},uncertainty,unsmoothed,cam_mean,cam_max" == first
 
 
 def test_csv_patches_are_integers_without_gaps(tmp_path: Path):

@@ -44,7 +44,7 @@ def test_tile_has_the_numbers_of_its_patch(tmp_path: Path):
             "logit_non-IDC": 0.0,
             "logit_IDC": pytest.approx(np.log(1 / 3), rel=1e-6),
             "uncertainty": 0.125,
-            "smoothed": 0.5,
+            "unsmoothed": 0.5,
             "cam_mean": 1.5,
             "cam_max": 3.0,
         },

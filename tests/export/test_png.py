@@ -33,7 +33,8 @@ def all_of(cells: np.ndarray, **changes: object) -> PatientMap:
         "label": rng.integers(-1, 2, num).astype(np.int8),
         "cam": rng.random((num, 3, 2)).astype(np.float32),
         "uncertainty": (rng.random(num) / 2).astype(np.float32),
-        "smoothed": rng.random(num).astype(np.float32),
+        "unsmoothed": rng.random(num).astype(np.float32),
+        "unsmoothed_threshold": 0.5,
         "patches": rng.integers(0, 200, (num, side, side, 3), dtype=np.uint8),
     }
     return small_map(cells, rng.random(num), **defaults | changes)
@@ -42,7 +43,7 @@ def all_of(cells: np.ndarray, **changes: object) -> PatientMap:
 def test_layers_have_one_size_and_one_alpha(tmp_path: Path):
     patient_map = all_of(np.array([[0, 1], [1, 0], [2, 3]]))
     pictures = draw(patient_map, tmp_path)
-    assert list(pictures) == ["tissue", "probability", "smoothed", "cam", "labels", "uncertainty"]
+    assert list(pictures) == ["tissue", "probability", "unsmoothed", "cam", "labels", "uncertainty"]
     present = ~np.isnan(patient_map.probability_grid()).repeat(50, axis=0).repeat(50, axis=1)
     for picture in pictures.values():
         assert picture.shape == (150, 200, 4)
@@ -134,7 +135,7 @@ def test_color_scales_agree_between_pictures_pages_and_exports(stride_px: int | 
     cam[:, 0], cam[:, 5, 5] = 9, 2
     ones = np.ones(6, np.float32)
     patient_map = all_of(
-        full_grid(2, 3), cam=cam, stride_px=stride_px, smoothed=ones, uncertainty=ones
+        full_grid(2, 3), cam=cam, stride_px=stride_px, unsmoothed=ones, uncertainty=ones
     )
     patient_map = replace(patient_map, probability=ones)
     top = robust_max(patient_map.cell_cams())
@@ -143,7 +144,7 @@ def test_color_scales_agree_between_pictures_pages_and_exports(stride_px: int | 
     panel_input = panels.PanelInput(patient_map, tissue, has_image=False, cell_px=1, threshold=0.5)
     layers = {layer.name: layer for layer in layer_pictures(patient_map, None)}
     shown = {layer.name: layer for layer in page_layers(patient_map, has_tissue=False)}
-    for name in ("probability", "smoothed", "uncertainty", "cam"):
+    for name in ("probability", "unsmoothed", "uncertainty", "cam"):
         legend = panels.layer_panel(panel_input, name).color_bar
         hex_codes = tuple("#{:02x}{:02x}{:02x}".format(*color) for color in legend.colors)
         assert hex_codes == tuple(color[:7] for color in shown[name].palette)  # without opacity

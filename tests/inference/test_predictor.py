@@ -113,6 +113,8 @@ def test_the_neighbor_model_replaces_the_gaussian_if_all_checkpoints_have_one(
     first = replace(trained, neighbors=model)
     assert Predictor((first,)).smoothing is None
     assert Predictor((first,), smooth=True).smoothing == model
+    assert Predictor((first,), smooth=None).smoothing == model
+    assert Predictor((first, other), smooth=None).smoothing is None
     second = replace(other, neighbors=replace(model, weights=(3.0, 2, 0, 0, 0, 0), threshold=0.4))
     mean = Predictor((first, second), smooth=True).smoothing
     assert isinstance(mean, NeighborModel)

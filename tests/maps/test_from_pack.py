@@ -269,11 +269,16 @@ def test_map_has_views_checkpoints_and_smoothing(
     builder.build(source)
     table = evaluated(predictor, cohort, patient)
     found = read_map(tmp_path / f"{patient}.h5")
-    columns = {"probability_smoothed": found.smoothed, **vars(found)}
-    for name in ("probability", "uncertainty", "probability_smoothed"):
-        np.testing.assert_array_equal(table[name].to_numpy(np.float32), columns[name])
+    columns = {
+        "probability": found.unsmoothed,
+        "probability_smoothed": found.probability,
+        "uncertainty": found.uncertainty,
+    }
+    for name, values in columns.items():
+        np.testing.assert_array_equal(table[name].to_numpy(np.float32), values)
     assert found.smoothing == vars(predictor.smoothing)
-    assert (found.threshold, found.temperature) == (predictor.threshold, 1)
+    assert (found.threshold, found.temperature) == (predictor.smoothing.threshold, 1)
+    assert found.unsmoothed_threshold == predictor.threshold
     assert (found.model["tta"], len(found.model["ensemble"])) == (True, 2)
     assert list(builder.build(source).kept) == [patient]
     single_view = replace(builder, predictor=replace(predictor, tta=False))

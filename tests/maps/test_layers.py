@@ -6,11 +6,11 @@ from wsi_idc.maps.layers import crop_to_patches, layers_of, robust_max
 
 def test_layers_have_one_order_and_one_title():
     values = np.full(4, 0.25, np.float32)
-    layers = layers_of(small_map(smoothed=values, uncertainty=values))
+    layers = layers_of(small_map(unsmoothed=values, unsmoothed_threshold=0.5, uncertainty=values))
     assert [(layer.name, layer.title, layer.colormap) for layer in layers] == [
         ("tissue", "Tissue", ""),
         ("probability", "Probability of IDC", "viridis"),
-        ("smoothed", "Smoothed probability", "viridis"),
+        ("unsmoothed", "Probability, not smoothed", "viridis"),
         ("cam", "Grad-CAM of IDC", "inferno"),
         ("labels", "Labels", ""),
         ("uncertainty", "Uncertainty", "cividis"),

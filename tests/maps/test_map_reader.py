@@ -164,7 +164,7 @@ def test_image_and_cam_can_be_left_out(patient_map: PatientMap, tmp_path: Path):
     assert list(read_image_rows(path)) == []
     found = read_map(path)
     assert found.cam is None
-    assert found.uncertainty is found.smoothed is found.smoothing is found.slide is None
+    assert found.uncertainty is found.unsmoothed is found.smoothing is found.slide is None
     with pytest.raises(ValueError, match="without a CAM"):
         found.cam_mosaic()
 
@@ -415,7 +415,8 @@ def test_optional_values_are_read(patient_map: PatientMap, tmp_path: Path):
         source="slide",
         coords=patient_map.row_col[:, ::-1] * 400,
         uncertainty=np.array([0.0, 0.1, 0.2], np.float32),
-        smoothed=np.array([0.2, 0.4, 0.8], np.float32),
+        unsmoothed=np.array([0.2, 0.4, 0.8], np.float32),
+        unsmoothed_threshold=0.35,
         smoothing={"sigma_um": 150.0, "temperature": 0.7, "threshold": 0.45},
         slide=slide,
     )
@@ -423,7 +424,8 @@ def test_optional_values_are_read(patient_map: PatientMap, tmp_path: Path):
     found = read_map(tmp_path / "P1.h5")
     assert found.smoothing == optional.smoothing
     np.testing.assert_array_equal(found.uncertainty, optional.uncertainty)
-    np.testing.assert_array_equal(found.smoothed, optional.smoothed)
+    np.testing.assert_array_equal(found.unsmoothed, optional.unsmoothed)
+    assert (found.threshold, found.unsmoothed_threshold) == (optional.threshold, 0.35)
     np.testing.assert_array_equal(found.slide.thumbnail, slide.thumbnail)
     np.testing.assert_array_equal(found.slide.tissue, slide.tissue)
     assert (found.slide.name, found.slide.mpp) == ("s.svs", 0.5)
@@ -434,5 +436,32 @@ def test_optional_values_are_read(patient_map: PatientMap, tmp_path: Path):
         assert file["coords"].attrs["level0_magnification"] == 20
         assert file["coords"].attrs["target_magnification"] == 2.5
         assert file["map/uncertainty"][1].tolist()[::2] == pytest.approx([0.1, 0.2])
-        assert file["map/probability_smoothed"][0, 1] == np.float32(0.2)
-        assert np.isnan(file["map/probability_smoothed"][0, 0])
+        assert file["map/probability_unsmoothed"][0, 1] == np.float32(0.2)
+        assert np.isnan(file["map/probability_unsmoothed"][0, 0])
+
+
+def test_the_smoothed_probability_of_an_older_map_is_its_second_probability(
+    patient_map: PatientMap, tmp_path: Path
+):
+    smoothing = {"sigma_um": 150.0, "temperature": 0.7, "threshold": 0.45}
+    write_map(tmp_path / "P1.h5", replace(patient_map, smoothing=smoothing))
+    with h5py.File(tmp_path / "P1.h5", "r+") as file:
+        file["probability_smoothed"] = np.array([0.2, 0.4, 0.8], np.float32)
+    found = read_map(tmp_path / "P1.h5")
+    np.testing.assert_array_equal(found.probability, patient_map.probability)
+    second = found.second_probability
+    np.testing.assert_array_equal(second.values, np.array([0.2, 0.4, 0.8], np.float32))
+    assert (second.name, second.threshold) == ("smoothed", 0.45)
+    assert second.idc_fraction() == pytest.approx(1 / 3)
+
+
+def test_unsmoothed_probabilities_need_a_threshold(patient_map: PatientMap, tmp_path: Path):
+    changed = replace(patient_map, unsmoothed=patient_map.probability, unsmoothed_threshold=0.5)
+    for wrong in (None, 1.5, np.nan):
+        write_map(tmp_path / "P1.h5", changed)
+        with h5py.File(tmp_path / "P1.h5", "r+") as file:
+            del file.attrs["unsmoothed_threshold"]
+            if wrong is not None:
+                file.attrs["unsmoothed_threshold"] = wrong
+        with pytest.raises(MapError, match="threshold of the unsmoothed probabilities"):
+            read_map(tmp_path / "P1.h5")

@@ -136,10 +136,10 @@ def test_outlines_follow_the_cells():
     assert len(panel.legend) == 1
 
 
-def test_smoothed_and_uncertainty_panels_have_their_scales():
+def test_unsmoothed_and_uncertainty_panels_have_their_scales():
     values = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
-    panel_input = input_of(smoothed=values, smoothing={"threshold": 0.4}, uncertainty=values)
-    panel = panels.layer_panel(panel_input, "smoothed")
+    panel_input = input_of(unsmoothed=values, unsmoothed_threshold=0.4, uncertainty=values)
+    panel = panels.layer_panel(panel_input, "unsmoothed")
     assert panel.color_bar.threshold == 0.4
     assert (panel.picture[1, 2] == color_of("viridis", 0.4)).all()
     panel = panels.layer_panel(panel_input, "uncertainty")

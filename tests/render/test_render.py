@@ -138,7 +138,14 @@ def test_pdf_has_vector_outlines_and_text(tmp_path: Path):
 
 def test_views_have_titles_and_a_notice(tmp_path: Path):
     values = np.ones(4, np.float32)
-    path = written(tmp_path, slide=slide_view(), smoothed=values, novelty=values, **FLAGGED)
+    path = written(
+        tmp_path,
+        slide=slide_view(),
+        unsmoothed=values,
+        unsmoothed_threshold=0.5,
+        novelty=values,
+        **FLAGGED,
+    )
     titles = {}
     for view in VIEWS:
         with page_style():
@@ -152,7 +159,7 @@ def test_views_have_titles_and_a_notice(tmp_path: Path):
         titles[view] = lines[3:]
     assert titles == {
         "panels": [
-            *("Slide", "Tissue", "Probability of IDC", "Smoothed probability"),
+            *("Slide", "Tissue", "Probability of IDC", "Probability, not smoothed"),
             *("Grad-CAM of IDC", "Labels"),
         ],
         "overlay": ["Probability over tissue"],

@@ -36,8 +36,8 @@ def test_patch_columns_have_one_entry_a_patch():
         "is_counted": [1, 1, 1, 1, 1],
     }
     values = np.full(5, 0.25, np.float32)
-    more = patch_columns(hand_map(cam=None, uncertainty=values, smoothed=values))
-    assert more.keys() - columns.keys() == {"uncertainty", "smoothed"}
+    more = patch_columns(hand_map(cam=None, uncertainty=values, unsmoothed=values))
+    assert more.keys() - columns.keys() == {"uncertainty", "unsmoothed"}
     assert "cam_max" not in more
 
 
@@ -85,7 +85,7 @@ def test_histogram_stacks_labels():
 
 
 def test_low_values_are_transparent():
-    for name in ("probability", "smoothed", "cam"):
+    for name in ("probability", "unsmoothed", "cam"):
         alpha = [int(color[7:], 16) for color in PALETTES[name]]
         assert (alpha[0], alpha[64], alpha[128], alpha[255]) == (0, 128, 255, 255)
     assert {color[7:] for color in PALETTES["uncertainty"]} == {"ff"}

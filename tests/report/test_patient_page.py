@@ -139,7 +139,7 @@ def test_page_has_the_layers_of_the_map(case: str):
     values = np.full(5, 0.1, np.float32)
     slide = SlideView("a.svs", 0.5, 1600, 1600, np.full((8, 8, 3), 200, np.uint8), np.ones((8, 8)))
     patient_map = {
-        "all": hand_map(uncertainty=values, smoothed=values, smoothing={"threshold": 0.4}),
+        "all": hand_map(uncertainty=values, unsmoothed=values, unsmoothed_threshold=0.4),
         "bare": hand_map(cam=None, patches=None, label=np.full(5, -1, np.int8)),
         "slide": hand_map(slide=slide, patches=None),
     }[case]
@@ -156,7 +156,7 @@ def test_page_has_the_layers_of_the_map(case: str):
 _LAYERS = {
     **dict.fromkeys(("probability", "regions"), ("all", "bare", "slide")),
     **dict.fromkeys(("truth", "labels", "errors", "cam", "tissue"), ("all", "slide")),
-    **dict.fromkeys(("uncertainty", "smoothed"), ("all",)),
+    **dict.fromkeys(("uncertainty", "unsmoothed"), ("all",)),
     "mask": ("slide",),
 }
 
@@ -340,18 +340,18 @@ def test_click_shows_the_patch_and_its_cam(tmp_path: Path):
 
 @needs_chromium
 def test_controls_change_layers_and_probability(tmp_path: Path):
-    smoothed = np.array([0.9, 0.1, 0.1, 0.1, 0.1], np.float32)
-    patient_map = hand_map(smoothed=smoothed, smoothing={"threshold": 0.3})
+    unsmoothed = np.array([0.9, 0.1, 0.1, 0.1, 0.1], np.float32)
+    patient_map = hand_map(unsmoothed=unsmoothed, unsmoothed_threshold=0.3)
     answer = ask(
         write_page(tmp_path, patient_map),
         "model('cam_on').active = true; model('cam_opacity').value = 0.25;"
         "const cam = model('canvas').renderers.find((r) => r.glyph.image?.field === 'cam');"
         "model('by').active = 1; await pause(300);"
         "return [cam.visible, cam.glyph.global_alpha.value, text('threshold-value'),"
-        " text('called-patches'), document.getElementById('mark-smoothed').hidden,"
+        " text('called-patches'), document.getElementById('mark-unsmoothed').hidden,"
         " model('histogram').renderers.map((bars) => bars.visible)]",
     )
-    # Bars of three labels for the probability, and three for the smoothed probability.
+    # Bars of three labels for the probability, and three for the unsmoothed one.
     assert answer == [True, 0.25, "0.300", "1 of 5", False, [False] * 3 + [True] * 3]
 
 

@@ -235,7 +235,7 @@ class _World:
         patient = self.pack.patients[0]
         _raise_bad(self._builder(method, out).build(PackSource(self.pack, [patient])).failed)
         made = read_map(out / f"{patient}.h5")
-        for values in (made.probability, made.smoothed):
+        for values in (made.probability, made.unsmoothed):
             if values is not None and not ((values >= 0) & (values <= 1)).all():
                 raise AssertionError("a map with invalid probabilities")
 

@@ -38,6 +38,11 @@ Result = TypeVar("Result")
 @click.command("eval")
 @click.argument("runs", nargs=-1, type=PATH)
 @predictor_options
+@click.option(
+    "--smooth",
+    is_flag=True,
+    help="Also evaluate probabilities that are smoothed over neighboring patches.",
+)
 @data_option
 @split_option
 @click.option(

@@ -133,6 +133,7 @@ def _describe_map(file: Path) -> dict[str, Any]:
 
     shown = read_map(file)
     slide, cam = shown.slide, shown.cam
+    second = shown.second_probability
     size = slide and f"{slide.name}, {slide.width} x {slide.height} px at {slide.mpp:g} um/px"
     about = "none"
     if cam is not None:
@@ -146,7 +147,8 @@ def _describe_map(file: Path) -> dict[str, Any]:
         "grid": "{} rows, {} cols".format(*shown.shape),
         **_attributes(shown, "patch_px mpp mpp_source"),
         "called_idc": shown.idc_fraction(),
-        "called_idc_smoothed": shown.smoothed_idc_fraction(),
+        **dict.fromkeys(("called_idc_smoothed", "called_idc_unsmoothed")),
+        **({f"called_idc_{second.name}": second.idc_fraction()} if second else {}),
         "labelled_idc": int((shown.label == 1).sum()),
         "labelled_patches": int((shown.label >= 0).sum()),
         **_attributes(shown, "threshold temperature"),
@@ -176,7 +178,7 @@ def _map_in_words(record: dict[str, Any]) -> dict[str, Any]:
         **record,
         "patient": f"{record['patient']} ({role_text(record['model'])})",
     }
-    for name in ("called_idc", "called_idc_smoothed"):
+    for name in ("called_idc", "called_idc_smoothed", "called_idc_unsmoothed"):
         if (value := record[name]) is not None:
             words[name] = f"{round(value * num)} of {num} patches ({value:.1%})"
     is_excluded = bool(words.pop("exclude_flagged"))

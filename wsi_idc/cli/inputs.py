@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from wsi_idc.models.checkpoint import Checkpoint
 
 
-def open_predictor(paths: Sequence[Path], *, tta: bool, smooth: bool) -> "Predictor":
+def open_predictor(paths: Sequence[Path], *, tta: bool, smooth: bool | None) -> "Predictor":
     """Read the checkpoints in ``paths``; return one predictor that uses all of them."""
     from wsi_idc.inference.predictor import Predictor
 

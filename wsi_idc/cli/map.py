@@ -56,6 +56,12 @@ _MAX_UPDATED = 1000  # maps; reading them for the table takes half a minute
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan, memory and disk space; map nothing.")
 @predictor_options
+@click.option(
+    "--smooth/--no-smooth",
+    default=None,
+    help="Also smooth each patient's probabilities over neighboring patches.  [default: smooth if "
+    "the checkpoint has a neighbor model]",
+)
 @data_option
 @with_default("--out", type=PATH, default=DEFAULT_MAPS, help="Folder of the maps.")
 @slide_options
@@ -278,9 +284,9 @@ def _report_lines(report: "MapReport") -> Iterator[str]:
     from wsi_idc.maps.layers import flags_in_words
 
     for patient, path in report.made.items():
-        smoothed = report.smoothed_idc_fraction[patient]
+        unsmoothed = report.unsmoothed_idc_fraction.get(patient)
         called = f"{report.idc_fraction[patient]:.1%} called IDC"
-        called += "" if smoothed is None else f", {smoothed:.1%} after smoothing"
+        called += "" if unsmoothed is None else f", {unsmoothed:.1%} before smoothing"
         yield f"{path}  {count(report.patches[patient], 'patch', 'patches')}, {called}"
     flagged: Counter[str] = Counter()
     for counts in report.flagged.values():

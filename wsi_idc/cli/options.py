@@ -97,11 +97,6 @@ predictor_options = _block(
         is_flag=True,
         help="Average over the 8 flips and rotations of each patch; this takes 8 times as long.",
     ),
-    click.option(
-        "--smooth",
-        is_flag=True,
-        help="Also smooth each patient's probabilities over neighboring patches.",
-    ),
 )
 # ``prepare --slides`` and ``view`` read annotations.
 annotation_frame_option = with_default(

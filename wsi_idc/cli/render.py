@@ -65,7 +65,7 @@ def render(
 
     \b
     panels        tissue, probability, CAM mosaic and labels; if the map has them,
-                  also smoothed probability, uncertainty and the complete slide
+                  also unsmoothed probability, uncertainty and complete slide
     overlay       probability in color over the tissue in gray
     contours      tissue with the outlines of called and labelled IDC
     cam           CAM in color over the tissue in gray; each map has its own scale

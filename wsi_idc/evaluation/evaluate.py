@@ -34,7 +34,7 @@ def evaluation_folder(predictor: Predictor, split: str) -> Path:
     The folder of an ensemble or of the bundled checkpoint is in eval/. The folder of any other
     checkpoint is in its run.
     """
-    name = evaluation_name(split, tta=predictor.tta, smooth=predictor.smooth)
+    name = evaluation_name(split, tta=predictor.tta, smooth=predictor.smoothing is not None)
     first = predictor.checkpoints[0].source
     assert first is not None
     if len(predictor.checkpoints) > 1:

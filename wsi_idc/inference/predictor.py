@@ -56,7 +56,8 @@ class Predictor:
     Attributes:
         checkpoints: Checkpoints whose probabilities are averaged.
         tta: Whether to predict all 8 views (flips and quarter turns) of each patch.
-        smooth: Whether to also compute probabilities smoothed over neighboring patches.
+        smooth: Whether to also compute probabilities smoothed over neighboring patches. None: only
+            if all checkpoints have a neighbor model.
 
     Raises:
         CheckpointError: A checkpoint is given twice, two checkpoints have different classes, or
@@ -65,7 +66,7 @@ class Predictor:
 
     checkpoints: tuple[Checkpoint, ...]
     tta: bool = False
-    smooth: bool = False
+    smooth: bool | None = False
 
     def __post_init__(self) -> None:
         first, fingerprints = self.checkpoints[0], [c.fingerprint for c in self.checkpoints]
@@ -103,18 +104,20 @@ class Predictor:
 
     @property
     def smoothing(self) -> Smoothing | NeighborModel | None:
-        """Smoothing with the mean parameters of all checkpoints; None if ``smooth`` is False.
+        """Smoothing with the mean parameters of all checkpoints; None without smoothing.
 
         If all checkpoints have a neighbor model, the result is a neighbor model. Otherwise, the
-        result is a Gaussian filter.
+        result is a Gaussian filter if ``smooth`` is True.
         """
-        if not self.smooth:
+        if self.smooth is False:
             return None
         models = [c.neighbors for c in self.checkpoints if c.neighbors is not None]
         if len(models) == len(self.checkpoints):
             weights = np.mean([model.weights for model in models], axis=0)
             numbers = np.mean([(m.bias, m.threshold, m.patch_um) for m in models], axis=0)
             return NeighborModel(tuple(map(float, weights)), *map(float, numbers))
+        if self.smooth is None:
+            return None
         each = [astuple(c.smoothing) for c in self.checkpoints if c.smoothing]
         return Smoothing(*(float(np.mean(values)) for values in zip(*each, strict=True)))
 
@@ -216,7 +219,7 @@ class Predictor:
         """Return a dictionary with all values on which the probabilities depend."""
         fingerprints = [checkpoint.fingerprint for checkpoint in self.checkpoints]
         checkpoint = fingerprints[0] if len(fingerprints) == 1 else fingerprints
-        return {"checkpoint": checkpoint, "tta": self.tta, "smooth": self.smooth}
+        return {"checkpoint": checkpoint, "tta": self.tta, "smooth": self.smoothing is not None}
 
     def summary(self) -> dict[str, Any]:
         """Return a description of the predictor for a JSON file.
@@ -225,5 +228,5 @@ class Predictor:
         several checkpoints, the description also has a list with the summary of each checkpoint.
         """
         members = [checkpoint.summary() for checkpoint in self.checkpoints]
-        summary = {**members[0], "tta": self.tta, "smooth": self.smooth}
+        summary = {**members[0], "tta": self.tta, "smooth": self.smoothing is not None}
         return summary if len(members) == 1 else {**summary, "ensemble": members}

@@ -270,20 +270,22 @@ class MapBuilder:
         """
         predictor, cam = self.predictor, self.cam or CamSpec()
         checkpoint, smoothing = predictor.checkpoints[0], predictor.smoothing
-        combined = predictor.aggregate(prediction.logit)
-        smoothed = None
+        values = vars(predictor.aggregate(prediction.logit)) | {"threshold": predictor.threshold}
         if smoothing is not None:
+            unsmoothed = values["probability"]
             smoothed = smoothed_probability(
-                combined.probability,
+                unsmoothed,
                 np.zeros(len(patches.row_col), np.int64),  # all patches have the same slide
                 patches.row_col,
                 smoothing=smoothing,
                 cell_um=patches.cell_px * patches.mpp,
             )
+            values |= {"unsmoothed": unsmoothed, "unsmoothed_threshold": values["threshold"]}
+            values |= {"probability": smoothed, "threshold": smoothing.threshold}
+            values["smoothing"] = smoothing.record()
         return PatientMap(
-            **vars(patches) | vars(combined) | {"provenance": provenance(**patches.provenance)},
+            **vars(patches) | values | {"provenance": provenance(**patches.provenance)},
             class_names=checkpoint.class_names,
-            threshold=predictor.threshold,
             temperature=predictor.temperature,
             model={**predictor.summary(), "role_of_patient": _role(predictor, patches.patient)},
             novelty=predictor.novelty(prediction.distance),
@@ -294,8 +296,6 @@ class MapBuilder:
             flags=prediction.flags,
             flag_bits={} if prediction.flags is None else dict(FLAGS),
             exclude_flagged=self.exclude_flagged,
-            smoothed=smoothed,
-            smoothing=None if smoothing is None else smoothing.record(),
             cam=prediction.cam,
             cam_layer=self._cam_layer,
             cam_method=cam.method,

@@ -11,7 +11,7 @@ from wsi_idc.plotting.colors import COLORMAPS, FLAG_COLORS, LABEL_COLORS
 
 TOP_PERCENTILE = 99.5
 # Optional fields of ``PatientMap`` with one value per patch.
-OPTIONAL_VALUES = ("uncertainty", "smoothed", "novelty")
+OPTIONAL_VALUES = ("uncertainty", "unsmoothed", "smoothed", "novelty")
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def layers_of(
     idc = patient_map.class_names[1]
     layers = [Layer("tissue", "Tissue", None)] if has_tissue else []
     layers.append(Layer("probability", f"Probability of {idc}", patient_map.probability))
-    if patient_map.smoothed is not None:
-        layers.append(Layer("smoothed", "Smoothed probability", patient_map.smoothed))
+    if (second := patient_map.second_probability) is not None:
+        layers.append(Layer(second.name, second.title, second.values))
     if patient_map.cam is not None:
         cams, note = patient_map.cell_cams(), "raw, one scale for the patient"
         layers.append(Layer("cam", cam_title(patient_map), cams, robust_max(cams), True, note))

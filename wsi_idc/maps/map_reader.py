@@ -233,13 +233,12 @@ def _read_without_cams(file: h5py.File) -> PatientMap:
         stride_px=None if stride_px == patch_px else stride_px,
         mpp=float(attrs["mpp"]),
         mpp_source=str(attrs["mpp_source"]),
-        threshold=float(attrs["threshold"]),
         temperature=float(attrs["temperature"]),
         model=model,
         provenance=record,
-        smoothed=columns.pop("probability_smoothed", None),
+        threshold=float(attrs["threshold"]),
+        **_read_second_probability(columns, attrs),
         **columns,
-        smoothing=_read_smoothing(attrs),
         novelty_limit=_read_novelty_limit(attrs),
         flag_bits=_read_flag_bits(file, columns.get("flags")),
         exclude_flagged=bool(attrs.get("exclude_flagged", 0)),
@@ -283,6 +282,7 @@ def _read_columns(file: h5py.File) -> dict[str, Any]:
         "probability": DatasetSpec("number", (num,)),
         "label": DatasetSpec("integer", (num,), (-1, 1)),
         "uncertainty": optional,
+        "probability_unsmoothed": optional,
         "probability_smoothed": optional,
         "novelty": optional,
         "flags": DatasetSpec("integer", (num,), (0, 255), True),
@@ -290,6 +290,19 @@ def _read_columns(file: h5py.File) -> dict[str, Any]:
     types = {"coords": np.int32, "row_col": np.int32, "label": np.int8, "flags": np.uint8}
     columns = hdf5.read_datasets(file, specs)
     return {name: column.astype(types.get(name, np.float32)) for name, column in columns.items()}
+
+
+def _read_second_probability(columns: dict[str, Any], attrs: dict[str, Any]) -> dict[str, Any]:
+    """Move the second probability from ``columns`` to a dict of fields of ``PatientMap``."""
+    smoothing = _read_smoothing(attrs)
+    fields = {"smoothed": columns.pop("probability_smoothed", None), "smoothing": smoothing}
+    unsmoothed = columns.pop("probability_unsmoothed", None)
+    if unsmoothed is not None:
+        threshold = float(attrs.get("unsmoothed_threshold", np.nan))
+        if not 0 <= threshold <= 1:
+            raise ValueError("the threshold of the unsmoothed probabilities is out of range")
+        fields |= {"unsmoothed": unsmoothed, "unsmoothed_threshold": threshold}
+    return fields
 
 
 def _read_smoothing(attrs: dict[str, Any]) -> dict[str, float] | None:

@@ -107,6 +107,8 @@ def _write_root(file: h5py.File, patient_map: PatientMap) -> None:
         attrs["slide_name"] = patient_map.slide_name
     if patient_map.smoothing is not None:
         attrs["smoothing"] = json.dumps(dict(patient_map.smoothing))
+    if patient_map.unsmoothed_threshold is not None:
+        attrs["unsmoothed_threshold"] = patient_map.unsmoothed_threshold
     if patient_map.novelty_limit is not None:
         attrs["novelty_limit"] = patient_map.novelty_limit
     if patient_map.exclude_flagged:
@@ -150,7 +152,7 @@ def _optional_columns(patient_map: PatientMap) -> dict[str, NDArray[np.float32]]
     """Return the optional values that the map has, as a dict from dataset name to values."""
     columns = {
         "uncertainty": patient_map.uncertainty,
-        "probability_smoothed": patient_map.smoothed,
+        "probability_unsmoothed": patient_map.unsmoothed,
         "novelty": patient_map.novelty,
     }
     return {name: values for name, values in columns.items() if values is not None}
@@ -270,7 +272,7 @@ class MapReport:
         failed: Reasons why maps were not built.
         patches: Number of patches of each new map.
         idc_fraction: Fraction of the patches of each new map that are called IDC.
-        smoothed_idc_fraction: ``idc_fraction`` after smoothing; None without smoothing.
+        unsmoothed_idc_fraction: ``idc_fraction`` before smoothing, of the maps with smoothing.
         caution: For each new map, the reasons not to trust the map; may be empty.
         flagged: Number of patches with each quality flag in each new map.
         without_flags: Names of the kept maps that an older version made without quality flags.
@@ -281,7 +283,7 @@ class MapReport:
     failed: dict[str, str] = field(default_factory=dict)
     patches: dict[str, int] = field(default_factory=dict)
     idc_fraction: dict[str, float] = field(default_factory=dict)
-    smoothed_idc_fraction: dict[str, float | None] = field(default_factory=dict)
+    unsmoothed_idc_fraction: dict[str, float] = field(default_factory=dict)
     caution: dict[str, str] = field(default_factory=dict)
     flagged: dict[str, dict[str, int]] = field(default_factory=dict)
     without_flags: list[str] = field(default_factory=list)
@@ -321,7 +323,8 @@ def map_writers(folder: Path, report: MapReport) -> Iterator[SubmitMap]:
         report.made[name] = map_path(folder, name)
         report.patches[name] = len(patient_map.probability)
         report.idc_fraction[name] = patient_map.idc_fraction()
-        report.smoothed_idc_fraction[name] = patient_map.smoothed_idc_fraction()
+        if (second := patient_map.second_probability) is not None:
+            report.unsmoothed_idc_fraction[name] = second.idc_fraction()
         report.caution[name] = patient_map.caution
         report.flagged[name] = patient_map.flag_counts()
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,17 +145,38 @@ def role_text(model: Mapping[str, Any]) -> str:
     return "new for the model" if role == NO_ROLE else f"a {role} patient of the model"
 
 
+class SecondProbability(NamedTuple):
+    """Probability that a map has beside its main probability.
+
+    Attributes:
+        name: "unsmoothed" or "smoothed".
+        title: Title in pictures and pages.
+        values: Probability of each patch, shape (N,), float32.
+        threshold: Lowest of these probabilities at which a patch is called IDC.
+    """
+
+    name: str
+    title: str
+    values: NDArray[np.float32]
+    threshold: float
+
+    def idc_fraction(self) -> float:
+        """Return the fraction of patches whose probability is at least the threshold."""
+        return float((self.values >= self.threshold).mean())
+
+
 @dataclass(frozen=True, kw_only=True)
 class PatientMap(PatientPatches):
     """Content of a map file: the patches of a patient, and the predictions for these patches.
 
     Attributes:
         class_names: Names of class 0 and class 1.
-        threshold: Lowest probability at which a patch is called IDC.
+        threshold: Lowest ``probability`` at which a patch is called IDC.
         temperature: Divisor of the logits before the softmax.
         model: Summary of the checkpoints, as JSON values.
         logit: Logits of each patch, shape (N, 2), float32.
-        probability: Calibrated probability of IDC for each patch, shape (N,), float32.
+        probability: Calibrated probability of IDC for each patch, shape (N,), float32. If
+            ``unsmoothed`` is not None, it is smoothed over neighboring patches.
         cam: CAM of each patch, not normalized, shape (N, h, w), float32; None without CAMs. While
             a map is built, ``cam`` and ``patches`` are on disk, and an index such as ``cam[2:5]``
             reads from the disk.
@@ -164,8 +185,11 @@ class PatientMap(PatientPatches):
         cam_class: Name of the class whose logit the CAM explains.
         uncertainty: Standard deviation of the probability over views and checkpoints, shape (N,),
             float32; None if there is only one view and one checkpoint.
-        smoothed: Probability of each patch, smoothed over neighboring patches, shape (N,), float32;
-            None without smoothing.
+        unsmoothed: Probability of each patch before smoothing, shape (N,), float32; None without
+            smoothing.
+        unsmoothed_threshold: Threshold for ``unsmoothed``; None without smoothing.
+        smoothed: Smoothed probability of each patch in a map of version 0.1.0, in which
+            ``probability`` is not smoothed, shape (N,), float32; None in other maps.
         smoothing: Parameters and threshold of the smoothing; None without smoothing.
         novelty: Difference of each patch from the train patches, from 0 to 1, shape (N,), float32;
             None if the checkpoint has no novelty model. ``models.novelty`` defines the values.
@@ -189,6 +213,8 @@ class PatientMap(PatientPatches):
     cam_method: str = "gradcam"
     cam_class: str = "IDC"
     uncertainty: NDArray[np.float32] | None = None
+    unsmoothed: NDArray[np.float32] | None = None
+    unsmoothed_threshold: float | None = None
     smoothed: NDArray[np.float32] | None = None
     smoothing: Mapping[str, float] | None = None
     novelty: NDArray[np.float32] | None = None
@@ -202,11 +228,18 @@ class PatientMap(PatientPatches):
         """Return the fraction of patches whose ``probability`` is at least the threshold."""
         return float((self.probability >= self.threshold).mean())
 
-    def smoothed_idc_fraction(self) -> float | None:
-        """Return the fraction of patches called IDC after smoothing; None without smoothing."""
-        if self.smoothed is None or self.smoothing is None:
-            return None
-        return float((self.smoothed >= self.smoothing["threshold"]).mean())
+    @property
+    def second_probability(self) -> SecondProbability | None:
+        """The unsmoothed probability; in a map of version 0.1.0, the smoothed one; or None."""
+        if self.unsmoothed is not None and self.unsmoothed_threshold is not None:
+            title = "Probability, not smoothed"
+            return SecondProbability(
+                "unsmoothed", title, self.unsmoothed, self.unsmoothed_threshold
+            )
+        if self.smoothed is not None and self.smoothing is not None:
+            title, threshold = "Smoothed probability", self.smoothing["threshold"]
+            return SecondProbability("smoothed", title, self.smoothed, threshold)
+        return None
 
     @property
     def caution(self) -> str:

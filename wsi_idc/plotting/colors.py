@@ -5,13 +5,14 @@ LABEL_COLORS = {0: "#8fb7d9", 1: "#c2410c", -1: "#dedede"}
 # Matplotlib colormap of each layer. All are perceptually uniform and suit color-blind readers.
 COLORMAPS = {
     "probability": "viridis",
+    "unsmoothed": "viridis",
     "smoothed": "viridis",
     "cam": "inferno",
     "uncertainty": "cividis",
     "novelty": "magma",
 }
 # Layers in which the opacity follows the value, so that tissue of low probability is visible.
-SEE_THROUGH = ("probability", "smoothed", "cam")
+SEE_THROUGH = ("probability", "unsmoothed", "smoothed", "cam")
 INK = "#333333"
 # Outlines of the regions called IDC, and of the tissue mask.
 CALLED_COLOR = "#19c8b9"

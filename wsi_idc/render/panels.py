@@ -261,8 +261,9 @@ def _scaled_grid(panel_input: PanelInput, layer: Layer) -> NDArray[np.float32]:
 
 
 def _color_bar(panel_input: PanelInput, layer: Layer, colors: Pixels) -> ColorBar:
-    threshold, smoothing = panel_input.threshold, panel_input.patient_map.smoothing or {}
-    thresholds = {"probability": threshold, "smoothed": smoothing.get("threshold", threshold)}
+    thresholds: dict[str, float | None] = {"probability": panel_input.threshold}
+    if (second := panel_input.patient_map.second_probability) is not None:
+        thresholds[second.name] = second.threshold
     caption = layer.note or "probability of IDC"
     return ColorBar(colors, layer.vmax, caption, thresholds.get(layer.name), layer.is_open)
 

@@ -26,7 +26,10 @@ DEFAULT_VIEW = "panels"
 _SAVE = {".png": save_png, ".pdf": save_pdf}
 FORMATS = tuple(suffix[1:] for suffix in _SAVE)
 VIEWS = {
-    DEFAULT_VIEW: ("slide", "tissue", "probability", "smoothed", "uncertainty", "cam", "labels"),
+    DEFAULT_VIEW: (
+        *("slide", "tissue", "probability", "unsmoothed", "smoothed", "uncertainty", "cam"),
+        "labels",
+    ),
     "overlay": ("probability over tissue",),
     "contours": ("outlines",),
     "cam": ("cam over tissue",),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from wsi_idc.geometry.grid import scatter_to_grid
 from wsi_idc.geometry.regions import region_boundary
 from wsi_idc.maps.layers import OPTIONAL_VALUES, crop_to_patches, flag_numbers
-from wsi_idc.maps.patient_map import PatientMap
+from wsi_idc.maps.patient_map import PatientMap, SecondProbability
 from wsi_idc.plotting.colors import FLAG_COLORS, LABEL_COLORS
 from wsi_idc.report.layers import (
     CALLED_COLOR,
@@ -191,6 +191,7 @@ def _add_cell_tools(canvas: figure, patches: ColumnDataSource, side: float) -> N
     tips = {
         "probability": "@probability{0.000}",
         "smoothed": "@smoothed{0.000}",
+        "not smoothed": "@unsmoothed{0.000}",
         "uncertainty": "@uncertainty{0.000}",
         "novelty": "@novelty{0.000}",
         "label": "@label_name",
@@ -199,7 +200,8 @@ def _add_cell_tools(canvas: figure, patches: ColumnDataSource, side: float) -> N
         "row, col": "@row, @col",
         "x, y": "@x, @y px",
     }
-    optional = {name: name for name in (*OPTIONAL_VALUES, "flags")} | {"CAM, largest": "cam_max"}
+    optional = {name: name for name in (*OPTIONAL_VALUES, "flags")}
+    optional |= {"CAM, largest": "cam_max", "not smoothed": "unsmoothed"}
     tooltips = [tip for tip in tips.items() if optional.get(tip[0], "row") in patches.data]
     canvas.add_tools(
         models.HoverTool(renderers=[cells], tooltips=tooltips, point_policy="follow_mouse"),
@@ -215,9 +217,10 @@ def threshold_slider(threshold: float) -> Slider:
     return slider
 
 
-def probability_toggle() -> RadioButtonGroup:
-    """Return the buttons that choose which probability is used: raw or smoothed."""
-    toggle = RadioButtonGroup(labels=["probability", "smoothed probability"], active=0, name="by")
+def probability_toggle(second: SecondProbability | None) -> RadioButtonGroup:
+    """Return the buttons that choose which probability is used: the main or the second one."""
+    labels = ["probability", second.title.lower()] if second else ["probability"]
+    toggle = RadioButtonGroup(labels=labels, active=0, name="by")
     toggle.update(stylesheets=[_SMALL], margin=(0, 0, 8, 0))
     return toggle
 
@@ -233,14 +236,14 @@ def histogram_chart(
     chart.grid.visible = False
     chart.xaxis.ticker = [0, 0.25, 0.5, 0.75, 1]
     chart.xaxis.formatter = models.NumeralTickFormatter(format="0.00")
-    raw = _draw_bars(chart, patient_map.probability, patient_map.label)
-    if patient_map.smoothed is not None:
-        smoothed = _draw_bars(chart, patient_map.smoothed, patient_map.label)
-        for bars in smoothed:
+    first = _draw_bars(chart, patient_map.probability, patient_map.label)
+    if (probability := patient_map.second_probability) is not None:
+        second = _draw_bars(chart, probability.values, patient_map.label)
+        for bars in second:
             bars.visible = False
-        code = "raw.forEach((bars) => { bars.visible = toggle.active === 0 }); "
-        code += "smoothed.forEach((bars) => { bars.visible = toggle.active === 1 })"
-        arguments = {"raw": raw, "smoothed": smoothed, "toggle": toggle}
+        code = "first.forEach((bars) => { bars.visible = toggle.active === 0 }); "
+        code += "second.forEach((bars) => { bars.visible = toggle.active === 1 })"
+        arguments = {"first": first, "second": second, "toggle": toggle}
         toggle.js_on_change("active", CustomJS(args=arguments, code=code))
     line = models.Span(location=threshold, dimension="height", line_color="#111111", line_width=2)
     chart.add_layout(line)
@@ -265,9 +268,10 @@ def reset_button(
     slider: Slider, toggle: RadioButtonGroup, threshold: float, patient_map: PatientMap
 ) -> models.Button:
     """Return a button that resets the threshold. Changing ``toggle`` also resets the threshold."""
-    smoothed = float((patient_map.smoothing or {}).get("threshold", threshold))
+    second = patient_map.second_probability
+    thresholds = [threshold, second.threshold if second else threshold]
     button = models.Button(label="Reset", name="reset", width=56, height=24, stylesheets=[_SMALL])
-    arguments = {"slider": slider, "toggle": toggle, "thresholds": [threshold, smoothed]}
+    arguments = {"slider": slider, "toggle": toggle, "thresholds": thresholds}
     reset = CustomJS(args=arguments, code="slider.value = thresholds[toggle.active ?? 0]")
     button.js_on_click(reset)
     toggle.js_on_change("active", reset)

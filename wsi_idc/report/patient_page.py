@@ -172,11 +172,12 @@ def _build_document(
 ) -> Document:
     """Build the bokeh document of a page. Each part of the page is a named root of the document."""
     sources = build_sources(patient_map, pictures, threshold=threshold)
-    slider, toggle = threshold_slider(threshold), probability_toggle()
+    second = patient_map.second_probability
+    slider, toggle = threshold_slider(threshold), probability_toggle(second)
     canvas, renderers = build_canvas(patient_map, layers, sources)
     chart, line = histogram_chart(patient_map, threshold, toggle)
     roots = [canvas, chart, slider, reset_button(slider, toggle, threshold, patient_map)]
-    if patient_map.smoothed is not None:
+    if second is not None:
         roots.append(toggle)
     for layer in layers:
         roots += layer_controls(layer, renderers[layer.name])
@@ -184,6 +185,7 @@ def _build_document(
     cell_mm = patient_map.cell_px * patient_map.mpp / 1000
     arguments = {name: sources[name] for name in ("patches", "errors", "regions")}
     arguments |= {"threshold": slider, "toggle": toggle, "line": line}
+    arguments["second"] = second.name if second else ""
     arguments["grid"] = {"rows": rows, "cols": cols, "cell_mm": cell_mm}
     redraw = CustomJS(args=arguments, code=read_text("report/templates/redraw.js"))
     arguments = {name: sources[name] for name in ("patches", "grids", "tissue")}

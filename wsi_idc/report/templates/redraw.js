@@ -1,8 +1,8 @@
 // After a change of the threshold: call the patches, redraw regions and errors, update the figures.
-// Arguments: patches, errors, regions, threshold, toggle, line, grid.
+// Arguments: patches, errors, regions, threshold, toggle, second, line, grid.
 const {rows, cols, cell_mm} = grid;
 const {data} = patches;
-const values = toggle.active === 1 ? data.smoothed : data.probability;
+const values = toggle.active === 1 ? data[second] : data.probability;
 // Probabilities are float32. Round the threshold to float32 too, as Python does.
 const limit = Math.fround(threshold.value);
 const mask = new Uint8Array(rows * cols);
@@ -96,7 +96,7 @@ for (const [id, text] of Object.entries(texts)) {
   const element = document.getElementById(id);
   if (element) element.textContent = text;
 }
-const mark = document.getElementById(toggle.active === 1 ? "mark-smoothed" : "mark-probability");
+const mark = document.getElementById(toggle.active === 1 ? `mark-${second}` : "mark-probability");
 for (const other of document.querySelectorAll(".mark")) other.hidden = other !== mark;
 if (mark) mark.style.left = `${100 * threshold.value}%`;
 line.location = threshold.value;

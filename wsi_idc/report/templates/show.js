@@ -15,6 +15,7 @@ const texts = {
   "patch-cell": `${data.row[index]}, ${data.col[index]}`,
   "patch-xy": `${data.x[index]}, ${data.y[index]} px`,
   "patch-probability": number("probability", 3),
+  "patch-unsmoothed": number("unsmoothed", 3),
   "patch-smoothed": number("smoothed", 3),
   "patch-uncertainty": number("uncertainty", 3),
   "patch-novelty": number("novelty", 3),

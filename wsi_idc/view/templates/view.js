@@ -15,7 +15,7 @@ const SORTS = [
   ["flagged", "flagged patches", true, (value) => value.toLocaleString("en")],
 ];
 const SHOWN = { probability: 0.6, called: 1 }; // layers at the start
-const OPACITY = { probability: 0.6, smoothed: 0.6, cam: 0.7, labels: 0.5, errors: 0.5, flags: 0.8 };
+const OPACITY = { probability: 0.6, unsmoothed: 0.6, smoothed: 0.6, cam: 0.7, labels: 0.5, errors: 0.5, flags: 0.8 };
 const SAVE_MS = 250;
 const $ = (id) => document.getElementById(id);
 const AREA = { minimumFractionDigits: 2, maximumFractionDigits: 2 }; // a patch has about 0.04 mm²
@@ -340,6 +340,7 @@ function patchFacts({ map, columns, selected: i, threshold }) {
     ["label", names[label < 0 ? 2 : label]],
   ];
   if (columns.smoothed) facts.splice(3, 0, ["smoothed", columns.smoothed[i].toFixed(4)]);
+  if (columns.unsmoothed) facts.splice(3, 0, ["not smoothed", columns.unsmoothed[i].toFixed(4)]);
   if (columns.uncertainty) facts.push(["uncertainty", columns.uncertainty[i].toFixed(4)]);
   if (columns.flags) {
     const names = Object.entries(map.flagBits).filter(([, bit]) => columns.flags[i] & bit);
