@@ -58,3 +58,25 @@ def test_the_focal_loss_of_a_certain_patch_has_a_gradient(gamma: float):
     logits = torch.tensor([[40.0, -40.0]], requires_grad=True)
     Loss(torch.ones(2), focal_gamma=gamma).loss_sum(logits, Targets(torch.tensor([0]))).backward()
     assert torch.isfinite(logits.grad).all()
+
+
+def test_the_cell_loss_is_the_mean_loss_of_the_cells_of_a_patch():
+    torch.manual_seed(0)
+    loss, cells = Loss(WEIGHT, label_smoothing=0.1), torch.randn(5, 2, 3, 2)
+    expected = sum(
+        loss.loss_sum(cells[:, :, row, col], Targets(LABEL)) for row in range(3) for col in range(2)
+    )
+    torch.testing.assert_close(loss.cell_loss_sum(cells, Targets(LABEL)), expected / 6)
+
+
+def test_each_mixed_cell_has_its_own_weight():
+    torch.manual_seed(0)
+    loss, cells, lam = Loss(WEIGHT), torch.randn(5, 2, 2, 2), torch.rand(5, 2, 2)
+    label_b = LABEL.flip(0)
+    expected = sum(
+        loss.loss_sum(cells[:, :, row, col], Targets(LABEL, label_b, lam[:, row, col]))
+        for row in range(2)
+        for col in range(2)
+    )
+    actual = loss.cell_loss_sum(cells, Targets(LABEL, label_b, lam))
+    torch.testing.assert_close(actual, expected / 4)

@@ -43,12 +43,26 @@ def test_a_batch_in_parts_equals_a_batch(build: Any, monkeypatch: pytest.MonkeyP
     # Without batch norm and dropout the gradients of the parts add up.
     monkeypatch.setattr("wsi_idc.models.cnn.DROPOUT", 0.0)
     config = replace(
-        CONFIG, model="cnn", optimizer="sgd", mixup=0.4, cutmix=0.5, label_smoothing=0.1
+        CONFIG,
+        model="cnn",
+        optimizer="sgd",
+        mixup=0.4,
+        cutmix=0.5,
+        cell_loss=0.5,
+        label_smoothing=0.1,
     )
     complete = trained_by_steps(build(config))
     in_parts = trained_by_steps(build(config, micro_batch=3))
     for name, value in complete.items():
         torch.testing.assert_close(in_parts[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_cell_loss_needs_a_linear_head_and_changes_the_weights(build: Any):
+    with pytest.raises(RunError, match=r"--cell-loss needs .* leave it out for squeezenet1_1"):
+        build(replace(CONFIG, model="squeezenet1_1", cell_loss=0.5))
+    plain = trained_by_steps(build(CONFIG))
+    with_cells = trained_by_steps(build(replace(CONFIG, cell_loss=0.5)))
+    assert any((with_cells[name] != value).any() for name, value in plain.items())
 
 
 def test_too_little_memory_reduces_the_parts(

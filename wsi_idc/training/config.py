@@ -27,11 +27,11 @@ IMBALANCES = ("none", "class-weights", "oversample", "focal")
 # Settings that may change after a training, because they do not change the weights.
 CALIBRATION_FIELDS = ("threshold_by", "target_sensitivity")
 # Settings that were added after version 0.1.0, with their defaults.
-_ADDED_FIELDS = {"cutmix": 0.0}
+_ADDED_FIELDS = {"cutmix": 0.0, "cell_loss": 0.0}
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("epochs", "patience", "batch_size"), (1, math.inf)),
     **dict.fromkeys(("freeze", "learning_rate", "weight_decay"), (0, math.inf)),
-    **dict.fromkeys(("clip_norm", "mixup"), (0, math.inf)),
+    **dict.fromkeys(("clip_norm", "mixup", "cell_loss"), (0, math.inf)),
     **dict.fromkeys(("warm_up", "cutmix", "target_sensitivity"), (0, 1)),
     "seed": (0, MAX_SEED),
     "input_size": (0, 1024),
@@ -139,6 +139,11 @@ class TrainConfig:
         0.0,
         "Fraction of the train patches in which a random rectangle is replaced by that of another "
         "patch, instead of mixup.",
+    )
+    cell_loss: float = _option(
+        0.0,
+        "Weight of an additional loss: each cell of the last feature map predicts the label of the "
+        "patch. It makes CAMs more even at the rim; it needs average pooling and a linear head.",
     )
     ema: float = _option(
         0.99,

@@ -58,6 +58,21 @@ class Loss:
         """
         return mix_targets(targets, lambda label: self._losses(logits.float(), label)).sum()
 
+    def cell_loss_sum(self, cells: Tensor, targets: Targets) -> Tensor:
+        """Return the sum over all patches of the mean loss of the cells of a patch, float32.
+
+        Args:
+            cells: Logits of each cell of the last feature map, shape (N, num_classes, h, w).
+            targets: Targets of the patches. With mixing, ``lam`` has the weight of each cell, shape
+                (N, h, w).
+        """
+        num_cells = cells.shape[2] * cells.shape[3]
+        of_cells = Targets(targets.label.repeat_interleave(num_cells))
+        if targets.label_b is not None and targets.lam is not None:
+            label_b = targets.label_b.repeat_interleave(num_cells)
+            of_cells = Targets(of_cells.label, label_b, targets.lam.flatten())
+        return self.loss_sum(cells.movedim(1, -1).flatten(0, 2), of_cells) / num_cells
+
     def _losses(self, logits: Tensor, label: Tensor) -> Tensor:
         weight, smoothing = self.class_weight, self.label_smoothing
         losses = F.cross_entropy(logits, label, weight, reduction="none", label_smoothing=smoothing)

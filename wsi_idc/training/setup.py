@@ -51,6 +51,12 @@ def build_training(
 
     ``config`` is a result of ``resolve``; the other arguments are the same as those of ``train``.
     """
+    arch = architecture(config.model)
+    if config.cell_loss and (device_config.compiled or not arch.closed_form):
+        raise RunError(
+            "--cell-loss needs a network that ends in average pooling and a linear layer, without "
+            f"--compile; leave it out for {arch.name}"
+        )
     rows = {role: labeled_rows(pack, split.patients(role)) for role in ("train", "val")}
     labels = pack.index["label"].to_numpy()[rows["train"]].astype(np.int64)
     torch.manual_seed(config.seed)

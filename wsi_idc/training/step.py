@@ -2,16 +2,19 @@
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from wsi_idc.core.errors import RunError
 from wsi_idc.data.augmentation import AugmentParams, augment, mix
 from wsi_idc.models.classifier import to_images
 from wsi_idc.training.batches import Batch
+from wsi_idc.training.loss import Targets
 from wsi_idc.training.state import Training
 
 logger = logging.getLogger(__name__)
@@ -96,14 +99,55 @@ def _compute_gradient(training: Training, batch: Batch) -> Tensor:
             sync = training.model.no_sync()  # gradients are exchanged after the last part
         with sync:
             images = _augmented_images(batch, part, device)
-            with training.device_config.autocast():
-                logits = training.model(images)
             targets = batch.targets.take(part).to(device)
-            loss = training.loss.loss_sum(logits, targets) / normalizer
+            with training.device_config.autocast(), _last_feature_map(training) as features:
+                logits = training.model(images)
+            loss = training.loss.loss_sum(logits, targets)
+            if training.config.cell_loss:
+                weight = None if batch.mixed_in is None else batch.mixed_in[2][part].to(device)
+                loss = loss + training.config.cell_loss * _cell_loss(
+                    training, features[-1], targets, weight
+                )
+            loss = loss / normalizer
             # DDP computes the mean of the gradients over all processes, but their sum is needed.
             training.scaler.scale(loss * world.size).backward()
         loss_sum += loss.detach()
     return loss_sum
+
+
+@contextlib.contextmanager
+def _last_feature_map(training: Training) -> Iterator[list[Tensor]]:
+    """Context manager that yields a list. A forward pass adds the last feature map to this list."""
+    outputs: list[Tensor] = []
+    if not training.config.cell_loss:
+        yield outputs
+        return
+    classifier = training.classifier
+    layer = classifier.network.get_submodule(classifier.arch.cam_layer)
+    with layer.register_forward_hook(lambda *call: outputs.append(call[-1])):
+        yield outputs
+
+
+def _cell_loss(
+    training: Training, features: Tensor, targets: Targets, weight: Tensor | None
+) -> Tensor:
+    """Return the sum over all patches of the mean loss of the cells of the last feature map.
+
+    Args:
+        training: State of the training.
+        features: Last feature map, shape (n, C, h, w).
+        targets: Targets of the patches.
+        weight: Weight of each px of the patches, shape (n, 1, H, W) or (n, 1, 1, 1); the patch that
+            is mixed in has the rest. None without mixing.
+    """
+    head = training.classifier.head
+    # Average pooling and the head are linear, so the logits of a patch are the mean of its cells.
+    cells = torch.einsum("nchw,kc->nkhw", features.float(), head.weight.float())
+    cells = cells + head.bias.float()[:, None, None]
+    if weight is not None:
+        lam = F.adaptive_avg_pool2d(weight, (cells.shape[2], cells.shape[3]))
+        targets = targets._replace(lam=lam[:, 0])
+    return training.loss.cell_loss_sum(cells, targets)
 
 
 def _augmented_images(batch: Batch, part: slice, device: torch.device) -> Tensor:
