@@ -1,8 +1,10 @@
 from pathlib import Path
 
+import pytest
 import torch
 import torchvision
 
+from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.mobilenet import MobileNetV2S16
 from wsi_idc.models.pretrained import load_weights_file
 from wsi_idc.models.registry import architecture
@@ -11,7 +13,7 @@ from wsi_idc.models.registry import architecture
 def test_a_cell_of_the_last_feature_map_has_16_px():
     network = MobileNetV2S16(2)
     for side, cells in ((96, 6), (112, 7), (50, 4)):
-        assert network.features(torch.rand(2, 3, side, side)).shape == (2, 1280, cells, cells)
+        assert network.features(torch.rand(2, 3, side, side)).shape == (2, 96, cells, cells)
 
 
 def test_a_blank_patch_gives_a_flat_feature_map_up_to_its_edge():
@@ -40,6 +42,9 @@ def test_weights_of_torchvision_set_all_layers_but_the_head(tmp_path: Path):
     network = arch.build(2)
     assert load_weights_file(network, arch, tmp_path / "mobilenet.pth") is None
     state = network.state_dict()
-    assert state.keys() == weights.keys()
+    assert state.keys() <= weights.keys()
+    torch.save({**weights, "features.19.bias": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"unknown features\.19\.bias"):
+        load_weights_file(network, arch, tmp_path / "other.pth")
     for name, value in state.items():
         assert name.startswith("classifier") or torch.equal(value, weights[name])

@@ -25,6 +25,7 @@ class Architecture:
             If so, Grad-CAM needs no gradient.
         input_px: Side in px to which patches are resized; None: patches are not resized.
         imagenet: ImageNet weights in torchvision; None if torchvision does not have this network.
+        unused: Starts of names in published weights that this network does not have.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Architecture:
     closed_form: bool
     input_px: int | None = None
     imagenet: "WeightsEnum | None" = None
+    unused: tuple[str, ...] = ()
 
 
 _DRAWS = (Tensor.normal_, Tensor.uniform_)

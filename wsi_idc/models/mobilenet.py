@@ -1,32 +1,31 @@
-"""MobileNetV2 whose last feature map is fine enough for CAMs of small patches."""
+"""MobileNetV2 without its last layers: its last feature map is fine enough for CAMs of patches."""
 
 from torch import Tensor, nn
 
 from wsi_idc.models.convolution import ReplicatePaddedConv2d
 
-# Groups of equal blocks: expansion, number of channels, number of blocks, stride of the first one.
-# In the original (Sandler et al. 2018, arXiv:1801.04381, table 2), the blocks with 160 channels
-# have stride 2. With stride 1, a cell of the last feature map has 16 px instead of 32 px.
+# Groups of equal blocks: expansion, number of channels, number of blocks, stride of the first one
+# (Sandler et al. 2018, arXiv:1801.04381, table 2). The original has four more blocks, in which a
+# cell has 32 px, and a convolution with 1280 channels. On real patches they did not improve AUC.
 BLOCKS = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
     (6, 32, 3, 2),
     (6, 64, 4, 2),
     (6, 96, 3, 1),
-    (6, 160, 3, 1),
-    (6, 320, 1, 1),
 )
 STEM_CHANNELS = 32
-LAST_CHANNELS = 1280
 DROPOUT = 0.2
+# Start of the names of torchvision's layers that this network does not have.
+UNUSED = tuple(f"features.{number}." for number in range(14, 19))
 
 
 class MobileNetV2S16(nn.Module):
-    """MobileNetV2 with an output stride of 16 px; its weights have torchvision's names.
+    """MobileNetV2 up to its last block with a stride of 16 px, with torchvision's names of weights.
 
     Attributes:
-        features: Layers that compute the last feature map, shape (N, 1280, H // 16, W // 16).
-        classifier: Dropout, and a linear layer with 1280 inputs and ``num_classes`` outputs.
+        features: Layers that compute the last feature map, shape (N, 96, H // 16, W // 16).
+        classifier: Dropout, and a linear layer with 96 inputs and ``num_classes`` outputs.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -38,10 +37,9 @@ class MobileNetV2S16(nn.Module):
                 own_stride = stride if number == 0 else 1
                 layers.append(InvertedResidual(channels, width, expansion, stride=own_stride))
                 channels = width
-        layers.append(_convolution(channels, LAST_CHANNELS))
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        linear = nn.Linear(LAST_CHANNELS, num_classes)
+        linear = nn.Linear(channels, num_classes)
         # The gradients of the two rows are opposite, so the rows stay opposite, too. Therefore the
         # CAM of a class is the evidence against the other class.
         nn.init.zeros_(linear.weight)

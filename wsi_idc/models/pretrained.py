@@ -149,7 +149,7 @@ def _set_weights(
     if all(name.startswith("module.") for name in content):  # DataParallel adds this prefix
         content = {name.removeprefix("module."): value for name, value in content.items()}
     own: dict[str, Tensor] = network.state_dict()
-    skipped = (f"{arch.head}.", *_AUXILIARY)
+    skipped = (f"{arch.head}.", *_AUXILIARY, *arch.unused)
     values = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in content.items()}
     values = {name: value for name, value in values.items() if not name.startswith(skipped)}
     # Files of old versions of torch have no num_batches_tracked, so this name may be missing.

@@ -10,7 +10,7 @@ from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.architecture import Architecture
 from wsi_idc.models.cam_layers import CAM_LAYERS
 from wsi_idc.models.cnn import PatchCnn
-from wsi_idc.models.mobilenet import MobileNetV2S16
+from wsi_idc.models.mobilenet import UNUSED, MobileNetV2S16
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,7 +45,7 @@ _OWN = {
     for name, has_norm in (("cnn", False), ("cnn-bn", True))
 }
 _OWN["mobilenet-v2-s16"] = Architecture(
-    "mobilenet-v2-s16", MobileNetV2S16, *CAM_LAYERS["mobilenet_v2"], input_px=96
+    "mobilenet-v2-s16", MobileNetV2S16, *CAM_LAYERS["mobilenet_v2"], input_px=96, unused=UNUSED
 )
 # Names that help texts and errors mention; ``architecture`` also finds those of torchvision.
 MODEL_NAMES = (*_OWN, "resnet18", "resnet50", "efficientnet-b0")
