@@ -49,11 +49,13 @@ def test_eval_and_map_agree(
     patients = [word for name in trained.patients("test") for word in ("--patient", name)]
     assert command("map", *patients, *both).code == 0
     table = pd.read_csv("e/predictions.csv", dtype={"patient": str})
-    columns = ["probability", "uncertainty"] + ["probability_smoothed"] * ("--smooth" in flags)
+    columns = {"probability": "probability", "uncertainty": "uncertainty"}
+    if "--smooth" in flags:
+        columns |= {"probability": "probability_unsmoothed", "probability_smoothed": "probability"}
     for patient, part in table.groupby("patient"):
         with h5py.File(f"maps/{patient}.h5") as file:
-            for name in columns:
-                np.testing.assert_array_equal(part[name].astype(np.float32), file[name][:])
+            for name, dataset in columns.items():
+                np.testing.assert_array_equal(part[name].astype(np.float32), file[dataset][:])
     assert set(table["patient"]) == trained.patients("test")
 
 
