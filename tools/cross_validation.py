@@ -2,7 +2,8 @@
 
     python tools/cross_validation.py data/idc.h5 data/natural.h5 runs/base runs/bundled
 
-A recipe is the common start of the names of its run folders, which end in fold0.csv to fold3.csv.
+A recipe is the common start of the names of its four run folders. Their names contain fold0 to
+fold3, and their splits are those of jobs/bundled.
 Each patient is predicted by the model that was not trained on this patient: one view, without
 neighbors. The metrics are those of the patches in the second pack, a random sample of each patient.
 Differences from the first recipe are paired by patient. The smoothing is compared on the patients
@@ -51,8 +52,14 @@ def main(data: Path, natural: Path, recipes: Sequence[Path]) -> None:
 
 
 def fold_runs(recipe: Path) -> list[Path]:
-    """Return the run folder of each fold."""
-    return [next(recipe.parent.glob(f"{recipe.name}*{fold}.csv")) for fold in FOLDS]
+    """Return the run folder of each fold; stop the script if a fold has no or several folders."""
+    runs = []
+    for fold in FOLDS:
+        found = list(recipe.parent.glob(f"{recipe.name}*{fold}*"))
+        if len(found) != 1:
+            raise SystemExit(f"{recipe}: {len(found)} folders have a name with {fold}, not one")
+        runs += found
+    return runs
 
 
 def held_out_predictions(pack: Pack, runs: Sequence[Path]) -> pd.DataFrame:
@@ -167,7 +174,8 @@ def smoothing_table(pack: Pack, table: pd.DataFrame, natural: pd.DataFrame) -> l
     for patient in sorted(set(whole["patient"])):
         own, others = (whole[(whole["patient"] == patient) == is_own] for is_own in (True, False))
         gaussian, neighbors = smoothing_of(pack, others, temperature)
-        assert neighbors is not None
+        if neighbors is None:
+            return ["Too few patients are complete to fit a neighbor model."]
         odds, row_col = _calibrated(own, temperature), own[["row", "col"]].to_numpy(np.int32)
         smoothed = [
             (odds, threshold),

@@ -6,7 +6,7 @@ from wsi_idc.models.convolution import ReplicatePaddedConv2d
 
 # Groups of equal blocks: expansion, number of channels, number of blocks, stride of the first one
 # (Sandler et al. 2018, arXiv:1801.04381, table 2). The original has four more blocks, in which a
-# cell has 32 px, and a convolution with 1280 channels. On real patches they did not improve AUC.
+# cell has 32 px, and a convolution with 1280 channels.
 BLOCKS = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),

@@ -143,7 +143,7 @@ class TrainConfig:
     cell_loss: float = _option(
         0.0,
         "Weight of an additional loss: each cell of the last feature map predicts the label of the "
-        "patch. It makes CAMs more even at the rim; it needs average pooling and a linear head.",
+        "patch. The network needs average pooling and a linear head.",
     )
     ema: float = _option(
         0.99,

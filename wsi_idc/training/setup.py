@@ -51,12 +51,8 @@ def build_training(
 
     ``config`` is a result of ``resolve``; the other arguments are the same as those of ``train``.
     """
-    arch = architecture(config.model)
-    if config.cell_loss and (device_config.compiled or not arch.closed_form):
-        raise RunError(
-            "--cell-loss needs a network that ends in average pooling and a linear layer, without "
-            f"--compile; leave it out for {arch.name}"
-        )
+    if config.cell_loss:
+        _check_cell_loss(config.model, device_config)
     rows = {role: labeled_rows(pack, split.patients(role)) for role in ("train", "val")}
     labels = pack.index["label"].to_numpy()[rows["train"]].astype(np.int64)
     torch.manual_seed(config.seed)
@@ -113,6 +109,18 @@ def build_training(
         pending_loss=torch.zeros((), dtype=loss_dtype, device=device),
         source=PatchSource(pack, rows["train"], device),
     )
+
+
+def _check_cell_loss(model: str, device_config: DeviceConfig) -> None:
+    """Raise RunError if a network or a device does not support the cell loss."""
+    arch = architecture(model)
+    if not arch.closed_form:
+        raise RunError(
+            f"--cell-loss needs average pooling and a linear layer after the last feature map, and "
+            f"{arch.name} has other layers there; leave out --cell-loss, or choose another --model"
+        )
+    if device_config.compiled:
+        raise RunError("--cell-loss does not work with --compile; leave out one of them")
 
 
 def labeled_rows(pack: Pack, patients: Collection[str]) -> NDArray[np.int64]:
