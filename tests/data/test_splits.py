@@ -250,7 +250,7 @@ def test_a_split_without_test_patients_is_allowed_and_logged(pack, tmp_path, cap
     assert split.roles == {"p000": "train", "p001": "val"}
     assert split_table(split, pack)["patients"].to_dict() == {"train": 1, "val": 1, "left out": 38}
     assert make_split(pack, "ratio:80/20/0").patients("test") == []
-    line = "there are no test patients; eval needs --split val or unseen"
+    line = "there are no test patients; eval will use patients outside the split"
     assert caplog.messages == [f"split {path}: {line}", f"split ratio:80/20/0: {line}"]
 
 

@@ -65,9 +65,22 @@ def test_a_split_without_patients_in_the_data_is_refused(trained: Checkpoint, co
     known = replace(trained, split=dict.fromkeys(trained.split, "val"))
     with pytest.raises(DataError, match="all its patients are train or val patients"):
         choose_patients(Predictor((known,)), cohort, "test")
+    absent = {p: "train" if role == "test" else role for p, role in trained.split.items()}
+    elsewhere = replace(trained, split={**absent, "elsewhere": "test"})
+    with pytest.raises(DataError, match="all its patients are train or val patients"):
+        choose_patients(Predictor((elsewhere,)), cohort, "test")
+
+
+def test_without_test_patients_the_unseen_ones_are_evaluated(trained: Checkpoint, cohort: Pack):
     some = {p: role for p, role in trained.split.items() if role != "test"}
-    with pytest.raises(DataError, match="use --split unseen"):
-        choose_patients(Predictor((replace(trained, split=some),)), cohort, "test")
+    untested, test_patients = replace(trained, split=some), sorted(trained.patients("test"))
+    assert choose_patients(Predictor((untested,)), cohort, "test") == test_patients
+    note = "a checkpoint has no test patients, so unseen patients are evaluated"
+    assert note in run(untested, cohort, test_patients).notes
+    assert note not in run(trained, cohort).notes
+    # In an ensemble, the test patients of the other checkpoint count.
+    other = replace(trained, fingerprint="other")
+    assert choose_patients(Predictor((untested, other)), cohort, "test") == test_patients
 
 
 def test_an_evaluation_of_patients_in_no_split_has_a_note(trained: Checkpoint, cohort: Pack):

@@ -231,7 +231,8 @@ split_option = with_default(
     type=click.Choice(["test", "val", "train", "unseen", "all"]),
     default="test",
     help="Role of the evaluated patients in the checkpoint's split. 'unseen' selects all patients "
-    "except train and val. If no patient of the data is in the split, 'test' selects all patients.",
+    "except train and val. If the split has no test patients, or no patient of the data, 'test' is "
+    "the same as 'unseen'.",
 )
 seed_option = with_default("--seed", type=click.IntRange(0, MAX_SEED), default=0)
 resample_options = _block(

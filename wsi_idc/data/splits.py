@@ -91,7 +91,8 @@ def make_split(pack: Pack, spec: str = "auto", *, seed: int = 0) -> Split:
         may_lack_test = spec.endswith(".csv") or (spec.startswith("ratio:") and spec.endswith("/0"))
         if role == "test" and may_lack_test and not split.patients(role):
             logger.warning(
-                "split %s: there are no test patients; eval needs --split val or unseen", spec
+                "split %s: there are no test patients; eval will use patients outside the split",
+                spec,
             )
             continue
         if counts["patches"] == 0:

@@ -21,6 +21,7 @@ from wsi_idc.inference.predictor import Predictor
 from wsi_idc.inference.probability import smoothed_probability
 from wsi_idc.metrics import bootstrap, classification
 from wsi_idc.metrics.patients import DISTANCES, border_distances, patient_table, summary
+from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.runtime.device import DeviceConfig
 
@@ -55,9 +56,9 @@ def choose_patients(
         predictor: Predictor to evaluate; each of its checkpoints contains a split.
         pack: Pack with the available patients.
         split: Group of patients. "test", "val" or "train" selects the patients with this role in
-            the splits of all checkpoints. If no checkpoint's split contains a patient of the pack,
-            "test" selects every patient. "unseen" selects the patients that no checkpoint has in
-            train or val. "all" selects every patient.
+            the splits of all checkpoints. If the split of a checkpoint has no test patient, or no
+            patient of the pack, "test" means "unseen" for this checkpoint. "unseen" selects the
+            patients that no checkpoint has in train or val. "all" selects every patient.
         allow_seen: Accept patients that a checkpoint was trained on.
 
     Raises:
@@ -66,13 +67,17 @@ def choose_patients(
     """
     available = set(pack.patients)
     unseen = available - predictor.patients("train", "val")
-    if split == "all" or (split == "test" and _is_new_data(predictor, pack)):
+    if split == "all":
         chosen = available
     elif split == "unseen":
         chosen = unseen
     else:
-        groups = (member.patients(split) for member in predictor.checkpoints)
-        chosen = available.intersection(*groups)
+        chosen = available
+        for member in predictor.checkpoints:
+            if split == "test" and not _has_test_patients(member, pack):
+                chosen = chosen - member.patients("train", "val")
+            else:
+                chosen = chosen & member.patients(split)
     if not chosen:
         owner = "the checkpoint" if len(predictor.checkpoints) == 1 else "all checkpoints"
         remedy = "use --split unseen" if unseen else "all its patients are train or val patients"
@@ -84,6 +89,12 @@ def choose_patients(
             "metrics would be too good; use --split test, or --allow-seen to evaluate anyway"
         )
     return sorted(chosen)
+
+
+def _has_test_patients(checkpoint: Checkpoint, pack: Pack) -> bool:
+    """Return True if the split has test patients, and at least one patient of the pack."""
+    is_known = not checkpoint.patients(*ROLES).isdisjoint(pack.patients)
+    return is_known and "test" in checkpoint.split.values()
 
 
 def _is_new_data(predictor: Predictor, pack: Pack) -> bool:
@@ -151,6 +162,8 @@ def evaluate(
         )
     if split == "test" and _is_new_data(predictor, pack):
         notes.insert(0, "no checkpoint has a patient of these data, so all patients are evaluated")
+    elif split == "test" and not all(_has_test_patients(m, pack) for m in predictor.checkpoints):
+        notes.insert(0, "a checkpoint has no test patients, so unseen patients are evaluated")
     if raw.metrics["ece"] > ece_uncalibrated:
         notes.append(
             "the temperature, fitted on val patients, does not help here: "
