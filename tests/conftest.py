@@ -36,6 +36,14 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _fp32_by_default() -> Iterator[None]:
+    """Let every CPU compute the same numbers, whether it has bf16 or not."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("wsi_idc.runtime.device.cpu_has_bf16", lambda: False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_log() -> Iterator[None]:
     """Give the package's log back as it was: commands set it up."""

@@ -67,7 +67,8 @@ def run_demo(out: Path, *, seed: int = 0, stop: StopRequest | None = None) -> De
     config = TrainConfig(seed=seed, epochs=EPOCHS)
     logger.info("training %s on %d synthetic patches", config.model, len(pack))
     run = Run(out / "runs" / f"{config.model}-{seed}")
-    checkpoint = train(config, pack, split, run=run, device_config=device_config, stop=stop)
+    training_device = select_device(training=True)
+    checkpoint = train(config, pack, split, run=run, device_config=training_device, stop=stop)
     predictor = Predictor((checkpoint,))
     logger.info("evaluating on the test patients")
     evaluation, folder = evaluate_into(
@@ -129,4 +130,4 @@ def small_checkpoint(out: Path, pack: Pack, *, seed: int = 0) -> Checkpoint:
     config = TrainConfig(seed=seed, epochs=6, batch_size=16, input_size=32, ema=0.9)
     split = make_split(pack, "ratio:50/25/25", seed=seed)
     run = default_run(out / "runs", "small", resolved_config(config, pack, split))
-    return train(config, pack, split, run=run, device_config=select_device())
+    return train(config, pack, split, run=run, device_config=select_device(training=True))

@@ -23,7 +23,6 @@ def test_a_name_may_have_dashes_or_underscores():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vit_b_16", "vit_b_16 has no convolutional feature map"),
         ("resnet81", "did you mean resnet18 or"),
         ("mobilnet-v3-small", "did you mean mobilenet_v3_small"),
         ("vgg", "'vgg'; did you mean vgg"),

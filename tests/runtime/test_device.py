@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +9,36 @@ from wsi_idc.runtime import device
 from wsi_idc.runtime.device import DeviceConfig, select_device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+CPU_HAS_BF16 = device.cpu_has_bf16  # conftest.py replaces this function
 NUM_GPUS = torch.cuda.device_count()
 
 
-def test_auto_precision_on_a_cpu_is_fp32():
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 vaes\n", True),
+        ("processor\t: 0\nflags\t\t: fpu avx2 amx_bf16 amx_tile\n", True),
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\nvmx flags\t: bf16\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n", True),
+        ("processor\t: 0\nmodel name\t: bf16\n", False),
+        (None, False),
+    ],
+)
+def test_a_cpu_with_bf16_is_recognized(
+    content: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    info = tmp_path / "cpuinfo"
+    if content is not None:
+        info.write_text(content)
+    monkeypatch.setattr(device, "_CPU_INFO", info)
+    monkeypatch.setattr(device, "cpu_has_bf16", CPU_HAS_BF16.__wrapped__)
+    assert device.cpu_has_bf16() == expected
+    assert select_device("cpu").precision == ("bf16" if expected else "fp32")
+    assert select_device("cpu", training=True).precision == "fp32"
+    assert select_device("cpu", "fp32").precision == "fp32"
+
+
+def test_auto_precision_on_a_cpu_without_bf16_is_fp32():
     config, other = select_device("cpu"), select_device("cpu")
     assert config == other == DeviceConfig(CPU, "fp32")
     assert config.throughput is config.throughput is not other.throughput

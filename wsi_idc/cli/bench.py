@@ -160,7 +160,7 @@ def bench_train(
     from wsi_idc.bench.train import bench_train as measure
     from wsi_idc.runtime.device import select_device
 
-    device_config = select_device(device, config.precision, compiled=compiled)
+    device_config = select_device(device, config.precision, compiled=compiled, training=True)
     steps = {"num_steps": num_steps, "plain_steps": plain_steps}
     with tempfile.TemporaryDirectory(prefix="wsi-idc-bench-") as name:
         benchmark_data = open_benchmark_data(data, synthetic=synthetic, folder=Path(name))

@@ -1,5 +1,6 @@
-"""``wsi-idc download`` and ``fetch-weights``: download the data set or ImageNet weights."""
+"""``wsi-idc download`` and ``fetch-weights``: download the data set or published weights."""
 
+import os
 from pathlib import Path
 
 import click
@@ -34,16 +35,21 @@ def download(as_json: bool) -> None:
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @logging_options
 def fetch_weights(models: tuple[str, ...]) -> None:
-    """Download the ImageNet weights of one or more models.
+    """Download the published weights of one or more models.
 
-    A MODEL is resnet50 or another classifier of torchvision. The weights are stored in the cache of
-    torchvision; the environment variable TORCH_HOME sets the folder of this cache. Run this command
-    before the training, on a machine with internet access: wsi-idc train downloads nothing.
+    A MODEL is resnet50 or another classifier of torchvision, a network of timm (timm:NAME) or a
+    repository of the Hugging Face hub (hf-hub:OWNER/NAME). The weights are stored in the cache of
+    torchvision or of the hub; the environment variables TORCH_HOME and HF_HOME set their folders.
+    Run this command before the training, on a machine with internet access: wsi-idc train downloads
+    nothing. Some repositories need your login: run hf auth login first.
 
     \b
-    Example:
+    Examples:
       wsi-idc fetch-weights resnet50 mobilenet_v3_small
+      wsi-idc fetch-weights timm:convnext_nano.in12k hf-hub:MahmoodLab/UNI2-h
     """
+    os.environ.setdefault("HF_HUB_OFFLINE", "0")  # wsi_idc.models.timm_models sets it to 1
+
     from wsi_idc.models.pretrained import fetch_imagenet
     from wsi_idc.models.registry import architecture
 

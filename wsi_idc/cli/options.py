@@ -217,7 +217,7 @@ compute_options = _block(
         "--precision",
         type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
         default="auto",
-        help="auto is bf16 on a GPU that supports bf16, else fp32.",
+        help="auto is bf16 on a GPU or CPU that computes in bf16, else fp32.",
     ),
     with_default(
         "--batch-size",

@@ -78,7 +78,7 @@ def train(
     with init_distributed(device) as world:
         if not world.is_main:
             set_up_logging(-1)
-        device_config = select_device(device, config.precision, compiled=compiled)
+        device_config = select_device(device, config.precision, compiled=compiled, training=True)
         with world.main_first():
             pack = open_data(data)
         split = make_split(pack, config.split, seed=config.seed)

@@ -13,19 +13,29 @@ if TYPE_CHECKING:  # torchvision takes two seconds to import
 
 
 @dataclass(frozen=True)
+class HubWeights:
+    """Published weights of a network of timm; ``mean`` and ``std`` normalize their input."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Architecture:
-    """A kind of network that ends in a convolutional feature map and a head.
+    """A kind of network that ends in a feature map and a head.
 
     Attributes:
         name: Name of the architecture, such as "efficientnet-b0" or "convnext_tiny".
         build: Function that builds a network with random weights for a number of classes.
-        cam_layer: Name of the module whose output is the last convolutional feature map.
+        cam_layer: Name of the module whose output is the last feature map.
         head: Name of the last layer, which computes the logits.
         closed_form: Whether only average pooling and a linear layer follow the last feature map.
             If so, Grad-CAM needs no gradient.
         input_px: Side in px to which patches are resized; None: patches are not resized.
-        imagenet: ImageNet weights in torchvision; None if torchvision does not have this network.
+        imagenet: ImageNet weights of torchvision, or published weights of a network of timm, or
+            None.
         unused: Starts of names in published weights that this network does not have.
+        prefix: Start of all names of weights that is not in published weights.
     """
 
     name: str
@@ -34,8 +44,9 @@ class Architecture:
     head: str
     closed_form: bool
     input_px: int | None = None
-    imagenet: "WeightsEnum | None" = None
+    imagenet: "WeightsEnum | HubWeights | None" = None
     unused: tuple[str, ...] = ()
+    prefix: str = ""
 
 
 _DRAWS = (Tensor.normal_, Tensor.uniform_)

@@ -303,7 +303,7 @@ def read_state(path: Path, *, kind: str) -> tuple[dict[str, Any], str]:
 
 
 def load_tensors(path: Path, *, remedy: str) -> tuple[Any, bytes]:
-    """Read a file that ``torch.save`` wrote; return the decoded content and the bytes of the file.
+    """Read a file of ``torch.save``, or a .safetensors file; return its content and its bytes.
 
     The content may only have tensors and plain values. Code inside the file is never executed.
 
@@ -316,6 +316,11 @@ def load_tensors(path: Path, *, remedy: str) -> tuple[Any, bytes]:
         MemoryError: The memory is too small for the file.
     """
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load
+
+            data = regular_file(path, MAX_BYTES).read_bytes()
+            return load(data), data
         if not starts_with(regular_file(path, MAX_BYTES), *_STARTS):
             raise zipfile.BadZipFile
         data = path.read_bytes()  # read once, because a training may replace the file

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.core.files import sha256
 from wsi_idc.core.text import shorten_list
-from wsi_idc.models.architecture import Architecture
+from wsi_idc.models.architecture import Architecture, HubWeights
 from wsi_idc.models.checkpoint import FORMAT, is_dense, load_checkpoint, load_state, load_tensors
 from wsi_idc.models.registry import MODEL_NAMES, architecture
 
@@ -27,6 +27,25 @@ class Normalization(NamedTuple):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+def check_imagenet(arch: Architecture) -> None:
+    """Raise CheckpointError if the published weights of ``arch`` are not on this machine.
+
+    Weights are not downloaded here, because compute nodes have no internet.
+    """
+    if isinstance(arch.imagenet, HubWeights):
+        from wsi_idc.models.timm_models import build_published
+
+        build_published(arch, 2)
+        return
+    file = weights_file(arch)
+    if not file.exists():
+        raise CheckpointError(
+            f"ImageNet weights of {arch.name} are not on this machine ({file}); run "
+            f"`wsi-idc fetch-weights {arch.name}` on a machine with internet access, or train with "
+            "--weights none"
+        )
 
 
 def weights_file(arch: Architecture) -> Path:
@@ -46,7 +65,7 @@ def _cached_file(weights: torchvision.models.WeightsEnum) -> Path:
 def cached_imagenet() -> list[str]:
     """Return the names of the models whose ImageNet weights are in torchvision's cache folder."""
     architectures = map(architecture, MODEL_NAMES)
-    weights = {arch.name: arch.imagenet for arch in architectures if arch.imagenet}
+    weights = {arch.name: _imagenet(arch) for arch in architectures if arch.imagenet}
     for name in torchvision.models.list_models(module=torchvision.models):
         if name.replace("_", "-") not in weights:
             weights[name] = torchvision.models.get_model_weights(name).DEFAULT
@@ -54,19 +73,24 @@ def cached_imagenet() -> list[str]:
 
 
 def _imagenet(arch: Architecture) -> torchvision.models.WeightsEnum:
-    if arch.imagenet is None:
+    if arch.imagenet is None or isinstance(arch.imagenet, HubWeights):
         raise CheckpointError(f"{arch.name} has no ImageNet weights; train it with --weights none")
     return arch.imagenet
 
 
 def fetch_imagenet(arch: Architecture) -> Path:
-    """Download the ImageNet weights of ``arch`` into torchvision's cache folder; return the path.
+    """Download the published weights of ``arch``; return the path of the file or its folder.
 
-    If the folder already contains the complete file, nothing is downloaded.
+    The folder is the cache of torchvision or of the Hugging Face hub. If it already contains the
+    complete file, nothing is downloaded.
 
     Raises:
         CheckpointError: There are no ImageNet weights of ``arch``, or the download failed.
     """
+    if isinstance(arch.imagenet, HubWeights):
+        from wsi_idc.models.timm_models import fetch_hub_weights
+
+        return fetch_hub_weights(arch)
     url, file = _imagenet(arch).url, weights_file(arch)
     digest = file.stem.rsplit("-", 1)[-1]  # the file name ends in the first digits of the SHA-256
     try:
@@ -81,17 +105,18 @@ def fetch_imagenet(arch: Architecture) -> Path:
 
 
 def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
-    """Load ImageNet weights from torchvision's cache folder into all layers except the head.
+    """Load published weights of this machine into all layers except the head.
 
-    Weights are not downloaded here, because compute nodes have no internet.
+    Raises:
+        CheckpointError: The weights are not on this machine, or the file is damaged.
     """
+    if isinstance(arch.imagenet, HubWeights):
+        from wsi_idc.models.timm_models import load_hub_weights
+
+        load_hub_weights(network, arch)
+        return Normalization(arch.imagenet.mean, arch.imagenet.std)
+    check_imagenet(arch)
     file = weights_file(arch)
-    if not file.exists():
-        raise CheckpointError(
-            f"ImageNet weights of {arch.name} are not on this machine ({file}); run "
-            f"`wsi-idc fetch-weights {arch.name}` on a machine with internet access, or train with "
-            "--weights none"
-        )
     remedy = f"delete it and run `wsi-idc fetch-weights {arch.name}` again"
     content = load_tensors(file, remedy=remedy)[0]
     _set_weights(network, arch, content, path=file, remedy=remedy)
@@ -106,9 +131,9 @@ def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
 def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Normalization | None:
     """Load weights from a file into ``network``; return the normalization of the file.
 
-    The file is a checkpoint of this program or a state dict of torchvision. A checkpoint has the
-    same classes as ``network``, so the weights of the head are loaded, too. A state dict may have
-    other classes, so the head keeps its weights. A state dict has no normalization: return None.
+    The file is a checkpoint of this program, or a state dict of torchvision or timm. A checkpoint
+    has the same classes as ``network``, so the weights of the head are loaded, too. A state dict
+    may have other classes, so the head keeps its weights. It has no normalization: return None.
 
     Raises:
         CheckpointError: The file is missing or damaged, or has weights of another architecture.
@@ -151,6 +176,11 @@ def _set_weights(
     own: dict[str, Tensor] = network.state_dict()
     skipped = (f"{arch.head}.", *_AUXILIARY, *arch.unused)
     values = {_OLD_DENSENET.sub(r"\1\2", name): value for name, value in content.items()}
+    if f"{arch.prefix}conv_stem.weight" in own and "_conv_stem.weight" in values:
+        # Files of the package efficientnet-pytorch: other names, in the same order.
+        values = dict(zip(own, values.values(), strict=False))
+    if not own.keys() & values.keys():
+        values = {f"{arch.prefix}{name}": value for name, value in values.items()}
     values = {name: value for name, value in values.items() if not name.startswith(skipped)}
     # Files of old versions of torch have no num_batches_tracked, so this name may be missing.
     mismatches = [

@@ -1,4 +1,4 @@
-"""Registry that finds an architecture of this program or of torchvision by its name."""
+"""Registry that finds an architecture of this program, torchvision or timm by its name."""
 
 import difflib
 import functools
@@ -10,8 +10,10 @@ from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.architecture import Architecture
 from wsi_idc.models.cam_layers import CAM_LAYERS
 from wsi_idc.models.cnn import PatchCnn
+from wsi_idc.models.feature_map import FEATURE_MAP, MappedNetwork
 from wsi_idc.models.mobilenet import UNUSED, MobileNetV2S16
 
+_VIT_PX = 224  # side of the images of torchvision's vision transformers
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -20,6 +22,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 def _of_torchvision(name: str) -> Architecture:
     import torchvision  # takes two seconds
 
+    if name.startswith("vit_"):
+        return _vision_transformer(name)
     family = max((start for start in CAM_LAYERS if name.startswith(start)), key=len, default="")
     if not family:
         raise CheckpointError(
@@ -40,6 +44,21 @@ def _of_torchvision(name: str) -> Architecture:
     return Architecture(own_name, build, *CAM_LAYERS[family], input_px, imagenet)
 
 
+def _vision_transformer(name: str) -> Architecture:
+    import torchvision
+
+    def build(num_classes: int) -> nn.Module:
+        encoder = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+        last, _ = list(encoder.encoder.layers.named_children())[-1]
+        return MappedNetwork(encoder, "NTC", f"encoder.layers.{last}")
+
+    # Other weights are for larger images, which a network of the usual size does not take.
+    published = torchvision.models.get_model_weights(name)
+    weights = next(each for each in published if each.transforms().crop_size == [_VIT_PX])
+    head = "encoder.heads.head"
+    return Architecture(name, build, FEATURE_MAP, head, False, _VIT_PX, weights, prefix="encoder.")
+
+
 _OWN = {
     name: Architecture(name, functools.partial(PatchCnn, batch_norm=has_norm), *CAM_LAYERS["cnn"])
     for name, has_norm in (("cnn", False), ("cnn-bn", True))
@@ -54,9 +73,15 @@ MODEL_NAMES = (*_OWN, "resnet18", "resnet50", "efficientnet-b0")
 def architecture(name: str) -> Architecture:
     """Return the architecture with this name; a dash and an underscore are equal.
 
+    Names of timm begin with "timm:", and repositories of the Hugging Face hub with "hf-hub:".
+
     Raises:
         CheckpointError: The name is unknown, or the network has no feature map for a CAM.
     """
+    if name.startswith(("timm:", "hf-hub:")):
+        from wsi_idc.models.timm_models import timm_architecture
+
+        return timm_architecture(name)
     dashed, underscored = name.replace("_", "-"), name.replace("-", "_")
     if dashed in _OWN:
         return _OWN[dashed]

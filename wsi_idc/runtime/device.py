@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,9 @@ from wsi_idc.runtime.throughput import ThroughputMeter
 logger = logging.getLogger(__name__)
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _DEVICE = re.compile(r"cpu|mps|cuda(:(0|[1-9][0-9]{0,2}))?")
+# Flags in /proc/cpuinfo of CPUs that compute in bf16: x86 (AVX-512, AMX) and ARM.
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+_CPU_INFO = Path("/proc/cpuinfo")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -60,9 +64,22 @@ class DeviceConfig:
 
 
 def select_device(
-    device: str = "auto", precision: str = "auto", *, compiled: bool = False
+    device: str = "auto",
+    precision: str = "auto",
+    *,
+    compiled: bool = False,
+    training: bool = False,
 ) -> DeviceConfig:
     """Select a device and a precision by name; "auto" means the best available one.
+
+    The precision "auto" is bf16 on hardware that computes in bf16, else fp32.
+
+    Args:
+        device: "auto", "cpu", "mps", "cuda" or "cuda:N".
+        precision: One of ``PRECISIONS``.
+        compiled: True to compile the network.
+        training: True to train. The precision "auto" is then fp32 on a CPU: the gradients of
+            depthwise convolutions take longer in bf16.
 
     Raises:
         DeviceError: The device, its precision or the compiler is not available.
@@ -74,10 +91,7 @@ def select_device(
         torch.set_num_threads(num_threads())
         keep_freed_memory()
     if precision == "auto":
-        has_bf16 = selected.type == "cuda" and torch.cuda.is_bf16_supported(
-            including_emulation=False
-        )
-        precision = "bf16" if has_bf16 else "fp32"
+        precision = "bf16" if _has_bf16(selected, training=training) else "fp32"
     if precision not in _DTYPES:
         raise DeviceError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     if precision == "fp16" and selected.type == "cpu":
@@ -87,6 +101,23 @@ def select_device(
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
     return DeviceConfig(selected, precision, compiled)
+
+
+def _has_bf16(device: torch.device, *, training: bool) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and not training and cpu_has_bf16()
+
+
+@functools.cache
+def cpu_has_bf16() -> bool:
+    """Return whether the CPU computes in bf16; False if the system does not state it."""
+    try:
+        lines = _CPU_INFO.read_text(encoding="utf-8").lower().splitlines()
+    except OSError:
+        return False
+    flags = (line.partition(":")[2].split() for line in lines if line.startswith(("flags", "feat")))
+    return not _BF16_FLAGS.isdisjoint(next(flags, ()))
 
 
 def _find_device(name: str) -> torch.device:

@@ -19,7 +19,7 @@ from wsi_idc.core.provenance import provenance
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
 from wsi_idc.models.cam_layers import check_input_px
-from wsi_idc.models.pretrained import weights_file
+from wsi_idc.models.pretrained import check_imagenet
 from wsi_idc.models.registry import architecture
 from wsi_idc.runtime.device import select_device
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
@@ -114,18 +114,14 @@ def _check_settings(spec: SearchSpec, pack: Pack, device: str) -> None:
     If not, raise an error before the first trial starts.
     """
     for config in map(spec.config, spec.points("precision")):
-        select_device(device, config.precision)
+        select_device(device, config.precision, training=True)
     for config in map(resolve, map(spec.config, spec.points("model", "weights", "input_size"))):
         arch = architecture(config.model)
         check_input_px(arch, config.input_size or pack.info.patch_px)
         weights_fingerprint(config)
         # Missing weights end the search here. The user can download them and run the search again.
-        if config.weights == "imagenet" and arch.imagenet and not weights_file(arch).exists():
-            raise CheckpointError(
-                f"ImageNet weights of {arch.name} are not on this machine; run `wsi-idc "
-                f"fetch-weights {arch.name}` on a machine with internet access, or set "
-                "weights = 'none'"
-            )
+        if config.weights == "imagenet" and arch.imagenet:
+            check_imagenet(arch)
     if {"seed", "split"} & spec.axes.keys():
         logger.warning("trials with different seeds or splits may have different val patients")
     for config in map(spec.config, spec.points("split")):
@@ -163,7 +159,7 @@ def _train_trial(
             pack,
             split,
             run=Run(run_folder(study.folder, number)),
-            device_config=select_device(device, config.precision),
+            device_config=select_device(device, config.precision, training=True),
             stop=stop,
             on_epoch=lease.on_epoch if spec.prune else None,
         )

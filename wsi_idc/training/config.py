@@ -59,13 +59,13 @@ class TrainConfig:
 
     model: str = _option(
         "cnn-bn",
-        "Network: cnn, cnn-bn, mobilenet-v2-s16, resnet18, resnet50, efficientnet-b0, or a "
-        "torchvision classifier with a convolutional feature map.",
+        "Network: cnn, cnn-bn, mobilenet-v2-s16, resnet18, resnet50, efficientnet-b0, another "
+        "classifier of torchvision, timm:NAME, or hf-hub:OWNER/NAME.",
     )
     weights: str = _option(
         "auto",
-        "Initial weights: imagenet, none or a .pt file. auto: imagenet if the model has ImageNet "
-        "weights, else none.",
+        "Initial weights: imagenet (the published weights of the model), none, or a file (.pt, "
+        ".safetensors). auto: imagenet if the model has published weights, else none.",
     )
     input_size: int = _option(
         0, "Side in px to which patches are resized; 0: usual size (cnn, cnn-bn: not resized)."

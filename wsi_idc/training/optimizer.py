@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from wsi_idc.models.classifier import PatchClassifier
+from wsi_idc.models.feature_map import MappedNetwork
 from wsi_idc.training.config import TrainConfig
 
 LAST_LR_FACTOR = 0.01
@@ -34,7 +35,8 @@ def _stages(classifier: PatchClassifier) -> list[list[nn.Parameter]]:
     """Return the parameters of each stage, from the input to the head."""
     # A stage is a child of the network, or a child of an ``nn.Sequential`` in the network.
     modules: list[nn.Module] = []
-    for child in classifier.network.children():
+    network = classifier.network
+    for child in (network.encoder if isinstance(network, MappedNetwork) else network).children():
         modules += child.children() if isinstance(child, nn.Sequential) else [child]
     stages = [list(module.parameters()) for module in modules]
     in_stages = {id(parameter) for stage in stages for parameter in stage}

@@ -9,6 +9,7 @@ finished run.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
@@ -187,7 +188,8 @@ def describe_changes(before: object, settings: Mapping[str, Any], *, max_length:
 def default_run(runs: Path, model: str, settings: Mapping[str, Any]) -> Run:
     """Return the default run directory of a training, with a name made from its settings."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    return Run(runs / f"{model}-{digest[:8]}")
+    name = re.sub(r"[^\w.-]+", "-", model)  # names of timm have colons and slashes
+    return Run(runs / f"{name}-{digest[:8]}")
 
 
 def check_default(runs: Path, run: Path | None = None) -> None:

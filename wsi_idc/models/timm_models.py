@@ -1,0 +1,231 @@
+"""Networks of the timm library, with a feature map for CAMs; their weights on the Hugging Face hub.
+
+Import this module only for a network of timm: it imports timm, which takes two seconds.
+"""
+
+import contextlib
+import difflib
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wsi_idc.core.errors import CheckpointError
+from wsi_idc.models.architecture import Architecture, HubWeights, build_empty
+from wsi_idc.models.feature_map import FEATURE_MAP, MappedNetwork, token_grid
+
+# Without this variable, compute nodes without a network would ask the hub for minutes. The command
+# fetch-weights sets it to 0.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+try:
+    import timm
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+    from timm.layers import SwiGLUPacked
+except ImportError:
+    raise CheckpointError(
+        "models whose names begin with timm: or hf-hub: need the package timm; run pip install timm"
+    ) from None
+
+TIMM, HUB = "timm:", "hf-hub:"
+_HUB_ERRORS = (OSError, HfHubHTTPError)
+# Modules that do not change the closed form of Grad-CAM, and those that average the cells.
+_AVERAGE = {"AdaptiveAvgPool2d", "FastAdaptiveAvgPool"}
+_PASSIVE = {"Identity", "Dropout", "Flatten", *_AVERAGE}
+_SWIGLU = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
+# Arguments that model cards ask for, because the configuration on the hub does not have them. The
+# card of OWNER/NAME is https://huggingface.co/OWNER/NAME.
+_ENCODER_ARGS: dict[str, dict[str, Any]] = {
+    "MahmoodLab/UNI": {"init_values": 1e-5, "dynamic_img_size": True},
+    "MahmoodLab/UNI2-h": {
+        **{"img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24, "embed_dim": 1536},
+        **{"init_values": 1e-5, "mlp_ratio": 2.66667 * 2, "no_embed_class": True},
+        **{"reg_tokens": 8, "dynamic_img_size": True, **_SWIGLU},
+    },
+    "paige-ai/Virchow": _SWIGLU,
+    "paige-ai/Virchow2": _SWIGLU,
+    "bioptimus/H-optimus-0": {"init_values": 1e-5, "dynamic_img_size": False},
+}
+
+
+@functools.cache
+def timm_architecture(name: str) -> Architecture:
+    """Return the architecture of a name that begins with "timm:" or "hf-hub:".
+
+    Raises:
+        CheckpointError: timm has no such network, its configuration is not on this machine, or the
+            logits do not depend on a square feature map.
+    """
+    try:
+        create = _creator(name)
+        encoder = build_empty(create, 2).to("meta").eval()
+    except _HUB_ERRORS as error:
+        raise _hub_error(name, error) from None
+    except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
+        raise CheckpointError(f"{name}: timm cannot build this network: {error}") from None
+    config: Any = encoder.pretrained_cfg
+    input_px = int(config["input_size"][-1])
+    head = _head(encoder, name)
+    form = _form(encoder, input_px, name)
+    network = MappedNetwork(encoder, *form).eval()
+
+    def build(num_classes: int) -> nn.Module:
+        return MappedNetwork(create(num_classes), *form)
+
+    return Architecture(
+        name,
+        build,
+        cam_layer=FEATURE_MAP,
+        head=f"encoder.{head}",
+        closed_form=_is_closed_form(network, head, input_px),
+        input_px=input_px,
+        imagenet=HubWeights(tuple(config["mean"]), tuple(config["std"])),
+        prefix="encoder.",
+    )
+
+
+def _creator(name: str) -> Callable[..., nn.Module]:
+    """Return a function that builds a network of timm for a number of classes."""
+    model, repository = name.removeprefix(TIMM), name.removeprefix(HUB)
+    if name.startswith(TIMM) and not timm.is_model(model):
+        near = difflib.get_close_matches(model, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
+        raise CheckpointError(f"timm has no model {model!r}; {hint}")
+    args = _ENCODER_ARGS.get(repository, {})
+
+    def create(num_classes: int, **options: Any) -> nn.Module:
+        return timm.create_model(model, num_classes=num_classes, **(args | options))
+
+    if "dynamic_img_size" in args:
+        return create
+    dynamic = functools.partial(create, dynamic_img_size=True)
+    try:  # only some transformers take images of another size than the usual one
+        build_empty(dynamic, 2)
+    except TypeError:
+        return create
+    return dynamic
+
+
+def _head(encoder: Any, name: str) -> str:
+    """Return the name of the last layer."""
+    classifier = encoder.pretrained_cfg["classifier"]
+    if isinstance(classifier, tuple):
+        raise CheckpointError(f"{name} has several heads; choose another model")
+    layer = dict(encoder.named_modules()).get(classifier)
+    if isinstance(getattr(layer, "weight", None), Tensor):
+        return classifier
+    raise CheckpointError(f"{name} has no linear layer at its end; choose another model")
+
+
+def _form(encoder: Any, input_px: int, name: str) -> tuple[str, str | None]:
+    """Return the arguments ``layout`` and ``block`` of ``MappedNetwork``."""
+    inputs: list[Any] = []
+    blocks: Any = getattr(encoder, "blocks", None)
+    has_blocks = isinstance(blocks, (nn.Sequential, nn.ModuleList)) and len(blocks) > 0
+    with contextlib.ExitStack() as stack:
+        if has_blocks:
+            hook = blocks[-1].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+            stack.enter_context(hook)
+        with torch.no_grad():
+            features = encoder.forward_features(_image(input_px))
+    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+        raise CheckpointError(f"{name} has no single feature map, so it has no CAM")
+    if features.ndim == 4:
+        channels = encoder.num_features
+        is_last = getattr(encoder, "output_fmt", "") == "NHWC" or features.shape[1] != channels
+        rows, cols = features.shape[1:3] if is_last else features.shape[2:]
+        if features.shape[3 if is_last else 1] != channels or rows != cols:
+            raise CheckpointError(f"{name}: the feature map is not square, so it has no CAM")
+        return "NHWC" if is_last else "NCHW", None
+    is_token = getattr(encoder, "global_pool", None) == "token"
+    if is_token and not has_blocks:
+        raise CheckpointError(
+            f"{name} classifies its class token, and has no list of blocks, so it has no CAM"
+        )
+    tokens = inputs[-1] if is_token else features
+    if not isinstance(tokens, Tensor) or tokens.ndim != 3 or len(tokens) != 1:
+        raise CheckpointError(f"{name}: the last block does not take one grid of tokens")
+    if token_grid(tokens.shape[1]) is None:
+        raise CheckpointError(f"{name}: {tokens.shape[1]} tokens are no square grid: it has no CAM")
+    return "NTC", f"blocks.{len(blocks) - 1}" if is_token else None
+
+
+def _is_closed_form(network: MappedNetwork, head: str, input_px: int) -> bool:
+    """Return whether only average pooling and a linear layer follow the feature map."""
+    linear = network.encoder.get_submodule(head)
+    if network.layout == "NTC" or not isinstance(linear, nn.Linear):
+        return False
+    after: list[nn.Module] = []
+    with contextlib.ExitStack() as stack:
+        for module in network.modules():
+            if not any(module.children()):
+                hook = module.register_forward_hook(lambda layer, *_: after.append(layer))
+                stack.enter_context(hook)
+        with torch.no_grad():
+            network(_image(input_px))
+    after = after[after.index(network.feature_map) + 1 :]
+    kinds = [type(layer).__name__ for layer in after if layer is not linear]
+    return linear in after and set(kinds) <= _PASSIVE and not _AVERAGE.isdisjoint(kinds)
+
+
+def _image(input_px: int) -> Tensor:
+    return torch.empty(1, 3, input_px, input_px, device="meta")
+
+
+def load_hub_weights(network: nn.Module, arch: Architecture) -> None:
+    """Load published weights from the cache of the hub into all layers except the head.
+
+    Raises:
+        CheckpointError: The weights are not on this machine.
+    """
+    head: Any = network.get_submodule(arch.head)
+    published = build_published(arch, len(head.weight)).state_dict()
+    own = network.state_dict()
+    for name in own:
+        if not name.startswith(f"{arch.head}."):
+            own[name] = published[name.removeprefix(arch.prefix)]
+    network.load_state_dict(own)
+
+
+def fetch_hub_weights(arch: Architecture) -> Path:
+    """Download published weights into the cache of the hub; return the folder of the cache.
+
+    Raises:
+        CheckpointError: The download failed, or the user has no access to the weights.
+    """
+    build_published(arch, 2)
+    return Path(HF_HUB_CACHE)
+
+
+def build_published(arch: Architecture, num_classes: int) -> nn.Module:
+    """Build a network of timm with its published weights, and a head with random weights.
+
+    Raises:
+        CheckpointError: The weights are not on this machine, or cannot be downloaded.
+    """
+    try:
+        return _creator(arch.name)(num_classes, pretrained=True)
+    except _HUB_ERRORS as error:
+        raise _hub_error(arch.name, error) from None
+
+
+def _hub_error(name: str, error: Exception) -> CheckpointError:
+    """Return the error of weights or a configuration that the hub does not give."""
+    if isinstance(error, GatedRepoError):
+        repository = name.removeprefix(HUB).removeprefix(TIMM)
+        return CheckpointError(
+            f"{name} is gated: request access at https://huggingface.co/{repository}, log in with "
+            f"`hf auth login`, and run `wsi-idc fetch-weights {name}` again"
+        )
+    if os.environ["HF_HUB_OFFLINE"] == "0":
+        return CheckpointError(f"could not fetch {name} ({error})".splitlines()[0])
+    return CheckpointError(
+        f"the files of {name} are not on this machine (folder {HF_HUB_CACHE}); run `wsi-idc "
+        f"fetch-weights {name}` on a machine with internet access"
+        + (", or train with --weights none" if name.startswith(TIMM) else "")
+    )
