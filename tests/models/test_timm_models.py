@@ -34,7 +34,7 @@ NETWORKS = [
     ("timm:swin_tiny_patch4_window7_224", 224, 7, True),
 ]
 REFUSED = {
-    "timm:gemma4_vit_167m": "has no linear layer at its end",
+    "timm:coat_tiny": "has no single feature map",
     "timm:levit_128": "has several heads",
     "timm:pit_ti_224": "classifies its class token, and has no list of blocks",
     "timm:tnt_s_patch16_224": "the last block does not take one grid of tokens",

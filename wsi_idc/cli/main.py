@@ -27,6 +27,7 @@ from wsi_idc.cli.export import export
 from wsi_idc.cli.info import info
 from wsi_idc.cli.job import job, status, submit
 from wsi_idc.cli.map import map_
+from wsi_idc.cli.models import models
 from wsi_idc.cli.output import echo_note, one_line
 from wsi_idc.cli.prepare import prepare
 from wsi_idc.cli.render import render
@@ -84,7 +85,7 @@ def group() -> None:
 
 for _command in (
     *(demo, synth, download, prepare, explore, train, search, job, submit, status, eval_, compare),
-    *(use, map_, view, render, export, report, info, fetch_weights, doctor, bench),
+    *(use, map_, view, render, export, report, info, models, fetch_weights, doctor, bench),
 ):
     group.add_command(_command)
 

@@ -14,10 +14,18 @@ if TYPE_CHECKING:  # torchvision takes two seconds to import
 
 @dataclass(frozen=True)
 class HubWeights:
-    """Published weights of a network of timm; ``mean`` and ``std`` normalize their input."""
+    """Published weights of a network of timm.
+
+    Attributes:
+        mean, std: Mean and standard deviation of each channel, to normalize values in 0..1.
+        repository: Repository of the hub, OWNER/NAME; "" if the weights are elsewhere.
+        licence: Licence of the weights; None if timm does not state it.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    repository: str = ""
+    licence: str | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 try:
     import timm
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
     from timm.layers import SwiGLUPacked
@@ -33,6 +34,7 @@ except ImportError:
     ) from None
 
 TIMM, HUB = "timm:", "hf-hub:"
+_FILES = ("model.safetensors", "pytorch_model.bin")
 _HUB_ERRORS = (OSError, HfHubHTTPError)
 # Modules that do not change the closed form of Grad-CAM, and those that average the cells.
 _AVERAGE = {"AdaptiveAvgPool2d", "FastAdaptiveAvgPool"}
@@ -69,6 +71,7 @@ def timm_architecture(name: str) -> Architecture:
     except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
         raise CheckpointError(f"{name}: timm cannot build this network: {error}") from None
     config: Any = encoder.pretrained_cfg
+    repository = name.removeprefix(HUB)
     input_px = int(config["input_size"][-1])
     head = _head(encoder, name)
     form = _form(encoder, input_px, name)
@@ -84,9 +87,19 @@ def timm_architecture(name: str) -> Architecture:
         head=f"encoder.{head}",
         closed_form=_is_closed_form(network, head, input_px),
         input_px=input_px,
-        imagenet=HubWeights(tuple(config["mean"]), tuple(config["std"])),
+        imagenet=HubWeights(
+            tuple(config["mean"]),
+            tuple(config["std"]),
+            repository=repository if name.startswith(HUB) else config.get("hf_hub_id") or "",
+            licence=config.get("license"),
+        ),
         prefix="encoder.",
     )
+
+
+def list_names(pattern: str) -> list[str]:
+    """Return the names of timm's networks that match a pattern with ``*``."""
+    return timm.list_models(pattern)
 
 
 def _creator(name: str) -> Callable[..., nn.Module]:
@@ -190,6 +203,12 @@ def load_hub_weights(network: nn.Module, arch: Architecture) -> None:
         if not name.startswith(f"{arch.head}."):
             own[name] = published[name.removeprefix(arch.prefix)]
     network.load_state_dict(own)
+
+
+def has_hub_weights(weights: HubWeights) -> bool:
+    """Return whether the file of published weights is in the cache of the hub."""
+    paths = (try_to_load_from_cache(weights.repository, name) for name in _FILES)
+    return bool(weights.repository) and any(isinstance(path, str) for path in paths)
 
 
 def fetch_hub_weights(arch: Architecture) -> Path:
