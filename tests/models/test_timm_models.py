@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.classifiers import make_classifier, random_patches
 from wsi_idc.core.errors import CheckpointError
+from wsi_idc.inference.predict import can_compile
 from wsi_idc.models.cam import logits_and_cam
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.pretrained import load_weights_file
@@ -75,6 +76,11 @@ def test_cams_equal_those_of_the_slow_way(name: str, input_px: int, side: int, c
         torch.testing.assert_close(logits[index], slow_logits, atol=1e-5, rtol=1e-4)
         tolerance = 1e-4 * float(expected.max()) + 1e-12
         torch.testing.assert_close(cam[index], expected, atol=tolerance, rtol=0)
+
+
+def test_a_network_of_timm_is_not_compiled():
+    assert not can_compile(make_classifier("timm:resnet18", input_px=64), None)
+    assert can_compile(make_classifier("resnet18", input_px=64), None)
 
 
 @pytest.mark.parametrize("name", REFUSED)

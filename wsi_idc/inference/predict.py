@@ -191,8 +191,9 @@ def _build_forward(
         return compile_predictor(fused, cam)
     if device_config.compiled:
         logger.info(
-            "%s is not compiled: --compile supports only networks that end with average pooling "
-            "and one linear layer, and only Grad-CAM at the last feature map",
+            "%s is not compiled: --compile supports only networks of torchvision and this program "
+            "that end with average pooling and one linear layer, and only Grad-CAM at the last "
+            "feature map",
             fused.arch.name,
         )
     if cam is None:
@@ -217,7 +218,7 @@ def can_compile(classifier: PatchClassifier, cam: CamSpec | None) -> bool:
     """Return whether ``compile_predictor`` supports the classifier together with the CAM."""
     arch = classifier.arch
     is_last_map = cam is None or (cam.method == "gradcam" and cam.layer in (None, arch.cam_layer))
-    return arch.closed_form and is_last_map
+    return arch.closed_form and is_last_map and not arch.prefix
 
 
 def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> ForwardFn:

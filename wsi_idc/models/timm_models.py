@@ -41,17 +41,17 @@ _AVERAGE = {"AdaptiveAvgPool2d", "FastAdaptiveAvgPool"}
 _PASSIVE = {"Identity", "Dropout", "Flatten", *_AVERAGE}
 _SWIGLU = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
 # Arguments that model cards ask for, because the configuration on the hub does not have them. The
-# card of OWNER/NAME is https://huggingface.co/OWNER/NAME.
+# card of OWNER/NAME is https://huggingface.co/OWNER/NAME. The hub ignores case.
 _ENCODER_ARGS: dict[str, dict[str, Any]] = {
-    "MahmoodLab/UNI": {"init_values": 1e-5, "dynamic_img_size": True},
-    "MahmoodLab/UNI2-h": {
+    "mahmoodlab/uni": {"init_values": 1e-5, "dynamic_img_size": True},
+    "mahmoodlab/uni2-h": {
         **{"img_size": 224, "patch_size": 14, "depth": 24, "num_heads": 24, "embed_dim": 1536},
         **{"init_values": 1e-5, "mlp_ratio": 2.66667 * 2, "no_embed_class": True},
         **{"reg_tokens": 8, "dynamic_img_size": True, **_SWIGLU},
     },
-    "paige-ai/Virchow": _SWIGLU,
-    "paige-ai/Virchow2": _SWIGLU,
-    "bioptimus/H-optimus-0": {"init_values": 1e-5, "dynamic_img_size": False},
+    "paige-ai/virchow": _SWIGLU,
+    "paige-ai/virchow2": _SWIGLU,
+    "bioptimus/h-optimus-0": {"init_values": 1e-5, "dynamic_img_size": False},
 }
 
 
@@ -109,7 +109,7 @@ def _creator(name: str) -> Callable[..., nn.Module]:
         near = difflib.get_close_matches(model, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
         raise CheckpointError(f"timm has no model {model!r}; {hint}")
-    args = _ENCODER_ARGS.get(repository, {})
+    args = _ENCODER_ARGS.get(repository.lower(), {})
 
     def create(num_classes: int, **options: Any) -> nn.Module:
         return timm.create_model(model, num_classes=num_classes, **(args | options))
