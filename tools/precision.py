@@ -1,4 +1,4 @@
-"""Compare bf16 with fp32: probabilities, AUC and CAMs of patches of test patients.
+"""Compare bf16 with fp32: probabilities, AUC and CAMs of random patches.
 
     python tools/precision.py data/idc.h5 [--patches 2000] [--model cnn-bn]
 
@@ -18,13 +18,11 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.models.cam import CamSpec
-from wsi_idc.models.checkpoint import load_checkpoint
-from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.runtime.device import select_device
 
 
 def main() -> None:
-    """Compare both precisions on test patients of the bundled model."""
+    """Compare both precisions on labelled patches."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pack", type=Path)
     parser.add_argument("--patches", type=int, default=2000)
@@ -32,8 +30,7 @@ def main() -> None:
     parser.add_argument("--input-size", type=int, default=0)
     options = parser.parse_args()
     pack = Pack(options.pack)
-    test = list(load_checkpoint(bundled_checkpoint()).patients("test"))
-    rows = np.flatnonzero(np.isin(pack.patient_of, test) & (pack.index["label"] >= 0))
+    rows = np.flatnonzero(pack.index["label"] >= 0)
     rows = np.sort(np.random.default_rng(0).permutation(rows)[: options.patches])
     checkpoint, name = make_checkpoint(options.model, input_size=options.input_size, pack=pack)
     predictor, raw = Predictor((checkpoint,)), {}

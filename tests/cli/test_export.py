@@ -54,7 +54,7 @@ def test_a_model_folder(work: Path, command: RunCommand):
     assert "the bundled model" in result.err
     names = ("torchscript_model.pt", "config.json", "README.md")
     assert result.out.splitlines() == [f"wsinfer/{name}" for name in names]
-    assert json.loads(Path("wsinfer/config.json").read_text())["architecture"] == "mobilenet_v2"
+    assert json.loads(Path("wsinfer/config.json").read_text())["architecture"] == "mobilenet-v2-s16"
 
 
 @pytest.mark.parametrize(

@@ -111,9 +111,8 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
     assert result.code == 0, result.err
     assert "the bundled model" in result.err
     with h5py.File(f"maps/{patient}.h5") as file:
-        assert json.loads(file.attrs["model"])["architecture"] == "mobilenet_v2"
-        # Its last feature map, 3 x 3 at 96 px, would show nothing.
-        assert file["cam"].attrs["target_layer"] == "features.13"
+        assert json.loads(file.attrs["model"])["architecture"] == "mobilenet-v2-s16"
+        assert file["cam"].attrs["target_layer"] == "features"
         assert file["cam/raw"].shape[1:] == (6, 6)
 
 
@@ -129,7 +128,7 @@ def test_the_bundled_model_maps_a_tree_without_any_run(
         (["train", "--learning-rate", "nan"], 1, "learning_rate is nan; it must be finite"),
         (["demo", "--seed", 2**32], 2, "--seed"),
         (["train", "--model", "vgg"], 1, "unknown model 'vgg'"),
-        (["train", "--model", "vit_b_16"], 1, "vit_b_16 has no convolutional feature map"),
+        (["train", "--model", "vit_b_6"], 1, "unknown model 'vit_b_6'; did you mean vit_b_16"),
         (["train", "--optimizer", "lion"], 2, "--optimizer"),
         (
             ["train", "--imbalance", "class-weights+oversample"],

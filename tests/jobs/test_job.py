@@ -13,6 +13,7 @@ from wsi_idc.training.runs import Run
 JOBS = Path(__file__).parents[2] / "jobs"
 ALL = sorted(JOBS.glob("*.toml"))
 NUM_TASKS = {
+    "baseline": 4,
     "bundled": 5,
     "train_all_models": 5,
     "cv5": 5,

@@ -1,3 +1,4 @@
+import csv
 import hashlib
 import os
 import pickle
@@ -20,6 +21,8 @@ from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, load_tensors,
 from wsi_idc.models.checkpoint_files import bundled_checkpoint
 from wsi_idc.models.classifier import to_images
 from wsi_idc.models.registry import architecture
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def test_a_saved_checkpoint_is_read_unchanged_also_without_the_later_fields(
@@ -269,5 +272,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_bundled_model_is_small_and_loads():
     assert bundled_checkpoint().stat().st_size < 25_000_000
     bundled = load_checkpoint(bundled_checkpoint())
-    assert bundled.architecture == "mobilenet_v2"
-    assert bundled.patients("train").isdisjoint(bundled.patients("val", "test"))
+    assert bundled.architecture == "mobilenet-v2-s16"
+    assert bundled.neighbors is not None
+    rows = csv.DictReader((REPOSITORY / "jobs/bundled/all.csv").read_text().splitlines())
+    assert bundled.split == {row["patient"]: row["split"] for row in rows}

@@ -80,7 +80,9 @@ def choose_patients(
                 chosen = chosen & member.patients(split)
     if not chosen:
         owner = "the checkpoint" if len(predictor.checkpoints) == 1 else "all checkpoints"
-        remedy = "use --split unseen" if unseen else "all its patients are train or val patients"
+        remedy = "use --split unseen"
+        if not unseen:
+            remedy = "all its patients are train or val patients: use --split val"
         raise DataError(f"{pack.path} contains none of the {split} patients of {owner}; {remedy}")
     seen = sorted(chosen & predictor.patients("train"))
     if seen and not allow_seen:

@@ -1,0 +1,47 @@
+"""A map imports only the packages that it needs: each further one makes its start slower."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wsi_idc.data.pack import Pack
+from wsi_idc.models.checkpoint import Checkpoint
+
+# Packages that a map uses. This list may not grow.
+NEEDED = "click, cv2, h5py, numpy, pandas, PIL, scipy.ndimage, shapely, torch, tqdm"
+# The packages that the needed ones import, too.
+IMPORTED = f"import json, sys, {NEEDED}; print(json.dumps([*sys.modules]))"
+MAPPED = """
+import json, sys
+from wsi_idc.cli.main import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print(json.dumps([*sys.modules]))
+"""
+
+
+def modules(code: str, *arguments: str) -> set[str]:
+    """Return the modules that a new process has imported when the code has run."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_a_map_imports_only_what_it_needs(
+    is_trained: bool, cohort: Pack, trained: Checkpoint, tmp_path: Path
+):
+    checkpoint = str(trained.source) if is_trained else "bundled"
+    options = ["--data", str(cohort.path), "--patient", cohort.patients[0], "--out", str(tmp_path)]
+    mapped = modules(MAPPED, "map", *options, "--checkpoint", checkpoint)
+    assert (tmp_path / f"{cohort.patients[0]}.h5").exists()
+    needed, own = modules(IMPORTED), {"wsi_idc", "__main__"}
+    packages, allowed = ({name.split(".")[0] for name in names} for names in (mapped, needed))
+    assert packages - allowed - own - sys.stdlib_module_names == set()
+    assert mapped.isdisjoint(["torch._dynamo", "torch._inductor", "torch.onnx", "sympy"])
