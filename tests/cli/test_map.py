@@ -258,6 +258,10 @@ def test_a_table_error_is_printed_after_the_maps(work: Path, cohort: Pack, comma
     assert read_map(maps / "cohort.h5").patient == "cohort"
 
 
+# In this process conftest.py sets the precision of every CPU.
+FP32 = ("map", "--all", "--precision", "fp32")
+
+
 def check_same_probabilities(folder: Path, expected_folder: Path, patients: list[str]) -> None:
     """Check that two folders have equal maps of these patients, and no partial files."""
     actual, expected = probabilities(folder), probabilities(expected_folder)
@@ -283,7 +287,7 @@ def test_kills_leave_complete_maps_and_the_same_numbers(
 ):
     rng = random.Random(3)
     for _ in range(4):
-        process = Command("map", "--all", "--out", "killed")
+        process = Command(*FP32, "--out", "killed")
         num_maps, deadline = rng.randint(0, 5), time.monotonic() + 60
         while len(list(work.glob("killed/*.h5"))) < num_maps and time.monotonic() < deadline:
             if process.wait(0.002) is not None:
@@ -292,7 +296,7 @@ def test_kills_leave_complete_maps_and_the_same_numbers(
         process.send_signal(signal.SIGKILL)
         process.wait()
         probabilities(work / "killed")  # each is complete
-    assert Command("map", "--all", "--out", "killed").wait() == 0
+    assert Command(*FP32, "--out", "killed").wait() == 0
     check_same_probabilities(work / "killed", expected_maps, cohort.patients)
 
 
@@ -313,6 +317,6 @@ def test_a_signal_ends_the_packing_of_a_tree(work: Path):
 def test_two_processes_in_one_folder_make_the_same_maps(
     work: Path, cohort: Pack, expected_maps: Path
 ):
-    both = [Command("map", "--all", "--out", "both") for _ in range(2)]
+    both = [Command(*FP32, "--out", "both") for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     check_same_probabilities(work / "both", expected_maps, cohort.patients)

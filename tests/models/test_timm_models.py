@@ -42,7 +42,7 @@ REFUSED = {
     "timm:convnext_nan": "timm has no model 'convnext_nan'; did you mean convnext_nano",
     "timm:?": r"timm has no model '\?'; see timm.list_models\(\)",
 }
-SECONDS = 60  # for building one network of each family
+SECONDS = 20  # for building one network of each family
 
 
 def slow_cam(classifier: PatchClassifier, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +104,7 @@ def test_a_network_of_each_family_is_supported_or_refused_with_a_reason():
             assert arch.input_px and arch.cam_layer == "feature_map"
             num_supported += 1
     assert all(reason.startswith("timm:") and "\n" not in reason for reason in reasons)
-    assert num_supported > 5 * len(reasons)
+    assert num_supported > 3 * len(reasons)
 
 
 def test_weights_of_timm_and_of_efficientnet_pytorch_are_read(tmp_path: Path):
