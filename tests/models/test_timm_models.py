@@ -138,7 +138,7 @@ def test_weights_of_timm_and_of_efficientnet_pytorch_are_read(tmp_path: Path):
         load_weights_file(network, arch, tmp_path / "b.safetensors")
 
 
-def hub_cache(folder: Path, repository: str) -> dict[str, str]:
+def hub_cache(folder: Path, repository: str, **options: str) -> dict[str, str]:
     """Write a repository with a small transformer in the layout of the hub's cache.
 
     Return the environment of a process that uses this cache.
@@ -157,7 +157,7 @@ def hub_cache(folder: Path, repository: str) -> dict[str, str]:
     config = {
         "architecture": "vit_tiny_patch16_224",
         "num_classes": 0,
-        "model_args": args,
+        "model_args": args | options,
         "pretrained_cfg": {
             **{"input_size": [3, 48, 48], "mean": [0.7, 0.6, 0.7], "std": [0.2, 0.2, 0.2]},
             **{"num_classes": 0, "classifier": "head", "first_conv": "patch_embed.proj"},
@@ -194,6 +194,15 @@ def test_an_encoder_in_the_cache_of_the_hub_is_trained_and_mapped(small, tmp_pat
     code, _, error = run(*mapped, "--overwrite", environment=absent, folder=tmp_path)
     assert code == 1
     assert "run `wsi-idc fetch-weights hf-hub:me/tiny` on a machine with internet" in error
+
+
+def test_an_encoder_without_pooling_is_refused(small, tmp_path: Path):
+    environment = hub_cache(tmp_path, "me/tokens", global_pool="")
+    train = ("train", "--model", "hf-hub:me/tokens", "--data", str(small.path))
+    options = ("--split", "ratio:50/25/25")
+    code, _, error = run(*train, *options, environment=environment, folder=tmp_path)
+    assert code == 1
+    assert "hf-hub:me/tokens does not pool its features, so it has no logits" in error
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ _HUB_ERRORS = (OSError, HfHubHTTPError)
 _AVERAGE = {"AdaptiveAvgPool2d", "FastAdaptiveAvgPool"}
 _PASSIVE = {"Identity", "Dropout", "Flatten", *_AVERAGE}
 _SWIGLU = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}
+_VIRCHOW = {**_SWIGLU, "global_pool": "token"}  # its configuration has no pooling
 # Arguments that model cards ask for, because the configuration on the hub does not have them. The
 # card of OWNER/NAME is https://huggingface.co/OWNER/NAME. The hub ignores case.
 _ENCODER_ARGS: dict[str, dict[str, Any]] = {
@@ -49,8 +50,8 @@ _ENCODER_ARGS: dict[str, dict[str, Any]] = {
         **{"init_values": 1e-5, "mlp_ratio": 2.66667 * 2, "no_embed_class": True},
         **{"reg_tokens": 8, "dynamic_img_size": True, **_SWIGLU},
     },
-    "paige-ai/virchow": _SWIGLU,
-    "paige-ai/virchow2": _SWIGLU,
+    "paige-ai/virchow": _VIRCHOW,
+    "paige-ai/virchow2": _VIRCHOW,
     "bioptimus/h-optimus-0": {"init_values": 1e-5, "dynamic_img_size": False},
 }
 
@@ -76,6 +77,9 @@ def timm_architecture(name: str) -> Architecture:
     head = _head(encoder, name)
     form = _form(encoder, input_px, name)
     network = MappedNetwork(encoder, *form).eval()
+    with torch.no_grad():
+        if network(_image(input_px)).shape != (1, 2):
+            raise CheckpointError(f"{name} does not pool its features, so it has no logits")
 
     def build(num_classes: int) -> nn.Module:
         return MappedNetwork(create(num_classes), *form)
