@@ -101,7 +101,7 @@ def main(data: Path, natural: Path, runs: Path) -> None:
         batch_size=256,
     )
     fold = calibrated(fold_folders[0], whole)
-    tested = sorted(fold.patients("test"))
+    tested = sorted(fold.patients("test").intersection(sample.patients))
     changes = robustness(Predictor((fold,)), sample, tested, device_config=device_config)
     by_fold = [metrics_of(each, final.threshold) for _, each in drawn.groupby("fold")]
     thinned = table.drop(index=drawn.index.union(whole.index))
