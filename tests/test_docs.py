@@ -71,7 +71,7 @@ def test_every_dependency_has_its_reason():
     wanted = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
     names = {re.split(r"[<>=!~\[ ]", line)[0] for part in wanted for line in part.split("\n")}
     text = (REPOSITORY / "CONTRIBUTING.md").read_text().partition("## Dependencies")[2]
-    cells = re.findall(r"^\| (.*?)(?: \((?:dev|notebooks)\))? \|", text, re.MULTILINE)
+    cells = re.findall(r"^\| (.*?)(?: \((?:dev|notebooks|release)\))? \|", text, re.MULTILINE)
     listed = {name for cell in cells for name in cell.split(", ")}
     assert names - {""} == listed - {"package", "---"}
 
