@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-ADDRESS = "https://github.com/OWNER/wsi-idc"  # OWNER is a placeholder; no other file has the address
+ADDRESS = "https://github.com/OWNER/wsi-idc"  # a placeholder; no other file has the address
 
 root = Path(__file__).parent
 code = (root / "wsi_idc/__init__.py").read_text(encoding="utf-8")
