@@ -5,7 +5,7 @@
 
 The script builds the sdist and the wheel from the commit, checks both, installs the wheel in a new
 virtual environment (some minutes, several GB), and runs the demo there. It exits with 1 if a step
-fails. It uploads nothing. CONTRIBUTING.md has the steps before and after.
+fails. It uploads nothing. CONTRIBUTING.md lists the steps before and after it.
 """
 
 import argparse
