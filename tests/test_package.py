@@ -91,3 +91,18 @@ def test_the_wheel_has_every_data_file():
     }
     files = {path for path in (REPOSITORY / "wsi_idc").rglob("*.*") if path.is_file()}
     assert {path for path in files if path.suffix not in (".py", ".pyc")} == packed
+
+
+def test_both_recipes_of_containers_copy_what_the_build_needs():
+    oci = (REPOSITORY / "container/Containerfile").read_text()
+    apptainer = (REPOSITORY / "container/wsi-idc.def").read_text()
+    copied = re.findall(r"^COPY (?!--from)(.+) /src", oci, re.MULTILINE)
+    files = {name for names in copied for name in names.split()}
+    assert files == set(re.findall(r"^    (\S+) /src/\1$", apptainer, re.MULTILINE))
+    ignore = (REPOSITORY / ".containerignore").read_text()
+    assert files == set(re.findall(r"^!(.+)$", ignore, re.MULTILINE))
+    assert " ".join(sorted(files)) == "LICENSE README.md pyproject.toml setup.cfg setup.py wsi_idc"
+    defaults = r"(?:BASE|TORCH_INDEX)=\S+"
+    assert re.findall(rf"^ARG ({defaults})", oci, re.MULTILINE) == re.findall(
+        rf"^    ({defaults})$", apptainer, re.MULTILINE
+    )
