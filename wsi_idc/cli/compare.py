@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_idc.cli.config_file import config_option
 from wsi_idc.cli.eval import run_evaluation
 from wsi_idc.cli.inputs import find_checkpoints
 from wsi_idc.cli.options import (
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 )
 @resample_options
 @compute_options
+@config_option
 @output_options
 def compare(
     a: Path, b: Path, data: Path | None, out: Path | None, as_json: bool, **options: Any

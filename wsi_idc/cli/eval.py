@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from wsi_idc.cli.config_file import config_option
 from wsi_idc.cli.inputs import find_checkpoints, open_predictor
 from wsi_idc.cli.options import (
     PATH,
@@ -67,6 +68,7 @@ Result = TypeVar("Result")
 )
 @resample_options
 @compute_options
+@config_option
 @output_options
 def eval_(
     runs: tuple[Path, ...],

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from wsi_idc.cli.config_file import config_option
 from wsi_idc.cli.inputs import find_checkpoints, find_maps, read_checkpoint
 from wsi_idc.cli.options import (
     PATH,
@@ -51,6 +52,7 @@ _MODEL = "wsinfer"
 )
 @click.option("--gzip", "compress", is_flag=True, help="Write GeoJSON as .geojson.gz.")
 @checkpoint_option
+@config_option
 @output_options
 def export(
     maps: tuple[Path, ...],

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from wsi_idc.cli.compare import compare
+from wsi_idc.cli.config_file import option_key
 from wsi_idc.cli.eval import eval_
 from wsi_idc.cli.explore import explore
 from wsi_idc.cli.export import export
@@ -37,7 +38,7 @@ COMMANDS: Mapping[str, click.Command] = {
 }
 # A job file must not contain these options: the user chooses them for each call.
 NOT_IN_A_FILE = frozenset(
-    {"device", "num_workers", "overwrite", "as_json", "verbose", "quiet", "dry_run"}
+    {"device", "num_workers", "overwrite", "as_json", "verbose", "quiet", "dry_run", "config"}
 )
 _PASS_FLAGS = {"ignore_unknown_options": True}
 
@@ -110,9 +111,11 @@ def command_spec(command: click.Command) -> CommandSpec:
             params = command.make_context(f"wsi-idc {command.name}", list(words)).params
         except click.ClickException as error:
             raise JobError(error.format_message()) from None
-        return {_key(param): params.get(str(param.name)) for param in command.params}
+        return {option_key(param): params.get(str(param.name)) for param in command.params}
 
-    params = {_key(param): param for param in command.params if param.name not in NOT_IN_A_FILE}
+    params = {
+        option_key(param): param for param in command.params if param.name not in NOT_IN_A_FILE
+    }
     options = {key: param for key, param in params.items() if isinstance(param, click.Option)}
     return CommandSpec(
         options={key: _option(param) if key in options else "" for key, param in params.items()},
@@ -143,7 +146,9 @@ def _parse_flags(
         if isinstance(value, Path):
             value = str(value)
         if param.name not in NOT_IN_A_FILE:
-            overrides[_key(param)] = list(map(str, value)) if isinstance(value, tuple) else value
+            overrides[option_key(param)] = (
+                list(map(str, value)) if isinstance(value, tuple) else value
+            )
         elif isinstance(param, click.Option) and (param.is_flag or param.count):
             extra += [_option(param)] * int(value)
         else:
@@ -153,10 +158,6 @@ def _parse_flags(
 
 def _option(param: click.Parameter) -> str:
     return max(param.opts, key=len)
-
-
-def _key(param: click.Parameter) -> str:
-    return _option(param).lstrip("-").replace("-", "_")
 
 
 @click.command(context_settings=_PASS_FLAGS)

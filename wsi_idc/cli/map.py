@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_idc.cli.config_file import config_option
 from wsi_idc.cli.inputs import find_checkpoints, open_predictor
 from wsi_idc.cli.options import (
     CAM_CLASSES,
@@ -76,6 +77,7 @@ _MAX_UPDATED = 1000  # maps; reading them for the table takes half a minute
     help="Compile the network with torch.compile. This takes half a minute; maps are then faster.",
 )
 @compute_options
+@config_option
 @output_options
 def map_(
     files: tuple[Path, ...],

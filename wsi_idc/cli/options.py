@@ -1,6 +1,7 @@
 """Decorators for options that several commands share."""
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import Field, fields
@@ -10,9 +11,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from wsi_idc.cli.config_file import config_lines
 from wsi_idc.core.constants import MAX_SEED, NUM_RESAMPLES, PREDICT_BATCH_SIZE
 from wsi_idc.training.config import TrainConfig
 
+logger = logging.getLogger(__name__)
 PATH = click.Path(path_type=Path)
 CAM_CLASSES = ("non-idc", "idc")  # the index of a name is its label
 # Like ``click.option``, but the help text shows the default value.
@@ -40,6 +43,8 @@ def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
         from wsi_idc.core.progress import set_up_logging
 
         set_up_logging(-1 if quiet else verbose)
+        for line in config_lines(click.get_current_context()):
+            logger.info("%s", line)
         return command(**arguments)
 
     return wrapped

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from wsi_idc.cli.config_file import config_option
 from wsi_idc.cli.options import PATH, data_option, device_option, output_options
 from wsi_idc.cli.output import echo_note, echo_result, raise_if_any, table_lines
 from wsi_idc.core.constants import DEFAULT_RUNS
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 @data_option
 @click.option("--out", type=PATH, help="Folder of the search.  [default: runs/NAME]")
 @device_option
+@config_option
 @output_options
 def search(job: Path, data: Path | None, out: Path | None, device: str, as_json: bool) -> None:
     """Train with many settings and rank the results.

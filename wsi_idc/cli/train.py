@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_idc.cli.config_file import config_option, source_text
 from wsi_idc.cli.options import PATH, config_options, output_options, run_options
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.constants import DEFAULT_RUNS
-from wsi_idc.core.text import count
+from wsi_idc.core.text import count, join_items
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import DEFAULT
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 @config_options
 @run_options
 @click.option("--out", type=PATH, help="Run directory.  [default: runs/MODEL-DIGEST]")
+@config_option
 @output_options
 def train(
     data: Path | None,
@@ -84,7 +86,7 @@ def train(
         split = make_split(pack, config.split, seed=config.seed)
         signature = resolved_config(config, pack, split)
         run = Run(out) if out else default_run(DEFAULT_RUNS, resolved.model, signature)
-        _log_inputs(resolved, pack, split, run)
+        _log_inputs(resolved, pack, split, run, ctx=click.get_current_context())
         was_finished = run.is_finished() and not overwrite
         with stop_requests() as stop:
             checkpoint = run_training(
@@ -126,15 +128,21 @@ def _check_files(config: TrainConfig, data: Path | None) -> None:
             logging.disable(logging.NOTSET)
 
 
-def _log_inputs(config: TrainConfig, pack: "Pack", split: "Split", run: "Run") -> None:
+def _log_inputs(
+    config: TrainConfig, pack: "Pack", split: "Split", run: "Run", *, ctx: click.Context
+) -> None:
     from wsi_idc.data.splits import split_table
 
     logger.info("run: %s", run.folder)
     logger.info("data: %s", pack)
-    settings = vars(config).items()
-    logger.info("settings: %s", ", ".join(f"{name} {value}" for name, value in settings))
+    settings = [f"{name} {value}{_source(ctx, name)}" for name, value in vars(config).items()]
+    logger.info("%s", join_items([f"settings: {settings[0]}", *settings[1:]]))
     for line in _split_lines(split.spec, split_table(split, pack)):
         logger.info("%s", line)
+
+
+def _source(ctx: click.Context, name: str) -> str:
+    return f" ({text})" if (text := source_text(ctx, name)) else ""
 
 
 def _split_lines(spec: str, table: Any) -> Iterator[str]:

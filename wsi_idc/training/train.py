@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from wsi_idc.core.constants import IDC
 from wsi_idc.core.errors import RunError
 from wsi_idc.core.progress import progress
+from wsi_idc.core.text import join_items
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
 from wsi_idc.inference.calibration import (
@@ -29,6 +30,7 @@ from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import SINGLE_PROCESS, World
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped, stopped_error
+from wsi_idc.runtime.throughput import ThroughputStats
 from wsi_idc.training import validation
 from wsi_idc.training.batches import read_batches
 from wsi_idc.training.config import (
@@ -44,6 +46,7 @@ from wsi_idc.training.runs import Run
 from wsi_idc.training.setup import build_training
 from wsi_idc.training.state import Training, resume, save_state, to_checkpoint
 from wsi_idc.training.step import prepare_model, train_step
+from wsi_idc.training.time_left import TimeLeft
 
 logger = logging.getLogger(__name__)
 
@@ -145,10 +148,10 @@ def _run_epochs(
         resume(training)
     state = training.state
     with RunLogger(training) as run_logger:
-        num_epochs, patience = training.config.epochs, training.config.patience
-        while state.epoch < num_epochs and state.epoch - state.best_epoch < patience:
-            _train_epoch(training, stop, save_seconds=save_seconds)
-            _finish_epoch(training)
+        time_left = TimeLeft(training)
+        while not training.is_complete:
+            _train_epoch(training, stop, save_seconds=save_seconds, time_left=time_left)
+            _finish_epoch(training, time_left)
             run_logger.log_epoch()
             if on_epoch is not None:
                 on_epoch(dict(state.history[-1]))
@@ -188,7 +191,9 @@ def run_steps(training: Training) -> Iterator[int]:
         yield num_patches
 
 
-def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: float) -> None:
+def _train_epoch(
+    training: Training, stop: StopRequest | None, *, save_seconds: float, time_left: TimeLeft
+) -> None:
     """Train on the remaining batches of the current epoch; save at intervals and before a stop."""
     state, world, usage = training.state, training.world, training.device_config.throughput
     usage.start()
@@ -199,15 +204,18 @@ def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: 
         logger.info("resuming %s after %d steps", title, state.step)
     size = training.patches_per_step
     total, done = training.steps_per_epoch * size, state.step * size
-    with progress(total, what=title, done=done) as bar:
+    loss_text = ""
+    with progress(total, what=title, done=done, is_short=True) as bar:
         for num_patches in run_steps(training):
+            run = f"{time_left.percent()}, {time_left}{loss_text}"
+            bar.set_postfix_str(run, refresh=False)
             bar.update(num_patches)
             now = time.monotonic()
             # Order 1 is to save, 2 to save and stop. All processes follow the largest order.
             order = world.max(2 if stop else int(world.is_main and now - last_save > save_seconds))
             if order or state.step % _STEPS_BETWEEN_LOSS_READS == 0:
                 loss = _mean_loss(training)
-                bar.set_postfix_str(f"loss {loss:.3f}, {usage.summary_line()}", refresh=False)
+                loss_text = f", loss {loss:.3f}"
             if order:
                 state.seconds, last_save = now - started, now
                 save_state(training)
@@ -228,7 +236,7 @@ def _mean_loss(training: Training) -> float:
     raise validation.divergence_error(training)
 
 
-def _finish_epoch(training: Training) -> None:
+def _finish_epoch(training: Training, time_left: TimeLeft) -> None:
     """Validate the model; save a checkpoint if this epoch is the best so far; save the state."""
     state, config = training.state, training.config
     loss = _mean_loss(training)
@@ -246,6 +254,7 @@ def _finish_epoch(training: Training) -> None:
         threshold = choose(label, probability)
         counts = vars(metrics.confusion(label, probability, threshold=threshold)).values()
         largest[f"val_largest_{name}"] = float(metrics.threshold_metrics(*counts)[name])
+        largest[f"val_largest_{name}_threshold"] = threshold
     record = {
         "epoch": state.epoch,
         "train_loss": loss,
@@ -265,9 +274,23 @@ def _finish_epoch(training: Training) -> None:
             save_checkpoint(training.run.best, to_checkpoint(training))
     state.step, state.loss_sum, state.seconds = 0, 0.0, 0.0
     save_state(training)
-    logger.info(
-        "epoch %(epoch)d/%(epochs)d: train loss %(train_loss).4f, val loss %(val_loss).4f, "
-        "AUC %(val_auc).4f, AP %(val_average_precision).4f, largest F1 "
-        "%(val_largest_f1).3f%(best)s, %(patches_per_second).0f patches/s, %(usage)s",
-        record | {"epochs": config.epochs, "best": " (best)" if is_best else "", "usage": usage},
+    _log_epoch(training, time_left, is_best=is_best, usage=usage)
+
+
+def _log_epoch(
+    training: Training, time_left: TimeLeft, *, is_best: bool, usage: ThroughputStats
+) -> None:
+    config, record = training.config, training.state.history[-1]
+    line = (
+        f"epoch {record['epoch']}/{config.epochs}: train loss {record['train_loss']:.4f}, "
+        f"val loss {record['val_loss']:.4f}, AUC {record['val_auc']:.4f}, "
+        f"AP {record['val_average_precision']:.4f}, largest F1 {record['val_largest_f1']:.3f} "
+        f"at the threshold {record['val_largest_f1_threshold']:.2f}, "
+        f"{'best epoch so far, ' if is_best else ''}{record['patches_per_second']:.0f} patches/s, "
+        f"{usage}, {time_left.percent()}, "
     )
+    if training.is_complete and record["epoch"] < config.epochs:
+        line += f"stops early: no better epoch in the last {config.patience}"
+    else:
+        line += str(time_left)
+    logger.info("%s", join_items(line.split(", ")))
