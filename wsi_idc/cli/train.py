@@ -174,8 +174,6 @@ def _result_lines(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool) -
     if was_finished:
         yield f"{run.folder} is already finished; --overwrite trains again"
     val = checkpoint.metrics["val"]
-    is_worse = val["ece"] > val["ece_uncalibrated"]
-    effect = ", worse: a temperature minimizes the cross-entropy, not the ECE" if is_worse else ""
     names = ("auc", "average_precision", "f1", "sensitivity", "specificity")
     yield from table_lines(
         [
@@ -183,14 +181,20 @@ def _result_lines(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool) -
             ("best epoch", checkpoint.metrics["epoch"]),
             ("val", ", ".join(f"{name} {val[name]:.3f}" for name in names) + " at the threshold"),
             ("threshold", f"{checkpoint.threshold:.3f} ({_threshold_rule(checkpoint)})"),
-            (
-                "temperature",
-                f"{checkpoint.temperature:.3f} (ECE on val {val['ece_uncalibrated']:.3f} "
-                f"-> {val['ece']:.3f}{effect})",
-            ),
+            ("temperature", f"{checkpoint.temperature:.3f} ({_ece_text(checkpoint)})"),
             ("next", f"wsi-idc eval {run.folder}; wsi-idc map --all --checkpoint {run.folder}"),
         ]
     )
+
+
+def _ece_text(checkpoint: "Checkpoint") -> str:
+    val = checkpoint.metrics["val"]
+    if checkpoint.temperature == 1:
+        return f"ECE on val {val['ece']:.3f}; the fitted temperature would increase the ECE"
+    # Version 0.1.0 also kept a temperature that increases the ECE.
+    is_worse = val["ece"] > val["ece_uncalibrated"]
+    effect = ", worse: a temperature minimizes the cross-entropy, not the ECE" if is_worse else ""
+    return f"ECE on val {val['ece_uncalibrated']:.3f} -> {val['ece']:.3f}{effect}"
 
 
 def _threshold_rule(checkpoint: "Checkpoint") -> str:
