@@ -18,7 +18,14 @@ from wsi_idc.cli.explore import explore
 from wsi_idc.cli.export import export
 from wsi_idc.cli.map import map_
 from wsi_idc.cli.options import PATH, is_given, json_option, with_default
-from wsi_idc.cli.output import echo, echo_note, echo_result, echo_table, raise_if_any
+from wsi_idc.cli.output import (
+    echo,
+    echo_note,
+    echo_result,
+    echo_table,
+    raise_if_any,
+    table_lines,
+)
 from wsi_idc.cli.prepare import prepare
 from wsi_idc.cli.render import render
 from wsi_idc.cli.report import report
@@ -199,7 +206,11 @@ def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
     type=click.Choice(["slurm", "local"]),
     help="Run on SLURM or on this machine.  [default: slurm if sbatch is installed, else local]",
 )
-@click.option("--dry-run", is_flag=True, help="Print the script or the commands; submit nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print where the job would run, and the script or the commands; submit nothing.",
+)
 @click.option(
     "--gpus",
     type=click.IntRange(min=0),
@@ -245,11 +256,18 @@ def submit(
         if given:
             names = ", ".join(f"--{'sbatch' if name == 'more' else name}" for name in given)
             echo_note(f"these flags have an effect only on SLURM: {names}")
+        log = slurm.LOGS / f"{opened.name}.out"
         if dry_run:
+            reason = ", because sbatch is not installed; --on slurm shows the script for SLURM"
+            _echo_notes(
+                [
+                    ("where", f"this machine, in the background{'' if where else reason}"),
+                    ("log", log),
+                ]
+            )
             for task in [opened.single_call] if opened.single_call else opened.tasks:
                 echo(task.command_line())
             return
-        log = slurm.LOGS / f"{opened.name}.out"
         process = _start_here(["job", str(job), *flags], log)
         rows = [
             ("started", f"{opened.name} in the background, process {process}"),
@@ -258,17 +276,20 @@ def submit(
         ]
     else:
         text = slurm.sbatch_text(opened, flags, **resources)
+        script = slurm.LOGS / f"{opened.name}.sbatch"
+        # The command line of sbatch overrides site.env, and site.env overrides the script.
+        sbatch = {"memory": "mem", "time": "time", "partition": "partition", "account": "account"}
+        words = [f"--{sbatch[name]}={resources[name]}" for name in given if name in sbatch]
+        words += resources["more"]
         if dry_run:
+            command = shlex.join(["sbatch", *words, str(script)])
+            _echo_notes([*_slurm_rows(opened, given, resources), ("command", command)])
             click.echo(text, nl=False)
             return
         if not shutil.which("sbatch"):
             raise JobError("sbatch is not installed; submit where SLURM runs, or give --on local")
-        script = slurm.LOGS / f"{opened.name}.sbatch"
         write_text(script, text)
-        # The command line of sbatch overrides site.env, and site.env overrides the script.
-        sbatch = {"memory": "mem", "time": "time", "partition": "partition", "account": "account"}
-        words = [f"--{sbatch[name]}={resources[name]}" for name in given if name in sbatch]
-        number = slurm.submit(script, [*words, *resources["more"]])
+        number = slurm.submit(script, words)
         tasks = f", {len(opened.tasks)} tasks" if len(opened.tasks) > 1 else ""
         rows = [
             ("submitted", f"{opened.name} as job {number}{tasks}"),
@@ -276,6 +297,30 @@ def submit(
             ("logs", slurm.LOGS / f"{opened.name}-{number}*.out"),
         ]
     echo_table([*rows, ("next", shlex.join(["wsi-idc", "status", str(job), *flags]))])
+
+
+def _echo_notes(rows: Sequence[tuple[str, object]]) -> None:
+    """Write a table to standard error; the script or the commands are on standard output."""
+    for line in table_lines(rows):
+        echo_note(line)
+
+
+def _slurm_rows(
+    opened: Job, given: Sequence[str], resources: Mapping[str, Any]
+) -> list[tuple[str, object]]:
+    """Return where and how long the tasks of a job would run on SLURM, and their log file."""
+    site = slurm.site_settings()
+    partition = resources["partition"] or site.get("SBATCH_PARTITION")
+    time = resources["time"] if "time" in given else site.get("SBATCH_TIMELIMIT", resources["time"])
+    where = f"partition {partition}" if partition else "the default partition of SLURM"
+    if not shutil.which("sbatch"):
+        where += "; sbatch is not installed here"
+    num_tasks = len(opened.tasks)
+    return [
+        ("where", f"SLURM, {where}"),
+        ("time", f"at most {time}" + (f" for each of {num_tasks} tasks" if num_tasks > 1 else "")),
+        ("log", slurm.LOGS / f"{opened.name}-JOB{'_TASK' if num_tasks > 1 else ''}.out"),
+    ]
 
 
 def _start_here(arguments: list[str], log: Path) -> int:

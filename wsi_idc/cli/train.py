@@ -175,11 +175,13 @@ def _result_lines(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool) -
         yield f"{run.folder} is already finished; --overwrite trains again"
     val = checkpoint.metrics["val"]
     names = ("auc", "average_precision", "f1", "sensitivity", "specificity")
+    values = ", ".join(f"{name} {val[name]:.3f}" for name in names)
+    values = values.replace(", f1", f"; at the threshold {checkpoint.threshold:.3f}: f1")
     yield from table_lines(
         [
             ("checkpoint", run.best),
             ("best epoch", checkpoint.metrics["epoch"]),
-            ("val", ", ".join(f"{name} {val[name]:.3f}" for name in names) + " at the threshold"),
+            ("val", values),
             ("threshold", f"{checkpoint.threshold:.3f} ({_threshold_rule(checkpoint)})"),
             ("temperature", f"{checkpoint.temperature:.3f} ({_ece_text(checkpoint)})"),
             ("next", f"wsi-idc eval {run.folder}; wsi-idc map --all --checkpoint {run.folder}"),
@@ -190,7 +192,7 @@ def _result_lines(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool) -
 def _ece_text(checkpoint: "Checkpoint") -> str:
     val = checkpoint.metrics["val"]
     if checkpoint.temperature == 1:
-        return f"ECE on val {val['ece']:.3f}; the fitted temperature would increase the ECE"
+        return f"ECE on val {val['ece']:.3f}; the fitted temperature increases the ECE"
     # Version 0.1.0 also kept a temperature that increases the ECE.
     is_worse = val["ece"] > val["ece_uncalibrated"]
     effect = ", worse: a temperature minimizes the cross-entropy, not the ECE" if is_worse else ""
