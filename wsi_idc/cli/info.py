@@ -10,6 +10,7 @@ from wsi_idc.cli.options import PATH, output_options
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.constants import SHORT_SHA
 from wsi_idc.core.errors import MapError, SlideError, WsiIdcError
+from wsi_idc.core.metric_table import THRESHOLD_METRICS
 from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint, check_checkpoint_file
 
 _MAX_TEXT = 400
@@ -52,9 +53,31 @@ def info(file: Path, as_json: bool) -> None:
         from wsi_idc.maps.layers import flags_in_words
 
         shown["flagged"] = flags_in_words(counts)
+    if shown["kind"] == "checkpoint":
+        shown |= _metrics_in_words(shown, f"at the threshold {shown['threshold']:.4g}")
+    elif isinstance(model := shown.get("model"), dict):
+        shown["model"] = model | _metrics_in_words(model, "at the threshold of the checkpoint")
     known = {name: value for name, value in shown.items() if value is not None}
     rows = ((name.replace("_", " "), _short(value)) for name, value in known.items())
     echo_result(record, table_lines(rows), as_json=as_json)
+
+
+def _metrics_in_words(record: dict[str, Any], at: str) -> dict[str, Any]:
+    """Return the entry "metrics" of a record as text; {} if there are no metrics.
+
+    The text ``at`` names the threshold; it is before the metrics that need a threshold.
+    """
+    if not isinstance(metrics := record.get("metrics"), dict):
+        return {}
+    texts = []
+    for name, value in metrics.items():
+        if isinstance(value, dict):  # such as the metrics on val
+            calls = {key: value[key] for key in value if key in THRESHOLD_METRICS}
+            others = {key: value[key] for key in value if key not in THRESHOLD_METRICS}
+            texts.append(f"{name} {_short(others)}; {at}: {_short(calls)}")
+        else:
+            texts.append(f"{name} {_short(value)}")
+    return {"metrics": ", ".join(texts)}
 
 
 def _describe(file: Path) -> dict[str, Any]:
