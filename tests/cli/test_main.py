@@ -212,6 +212,7 @@ def test_the_error_boundary_prints_a_traceback_only_for_bugs(
         ("--wd", "Did you mean --weight-decay?"),
         ("--rate", "Did you mean --learning-rate?"),
         ("--epoch", "Did you mean --epochs?"),
+        ("--models", "Did you mean --model?"),
         ("--modle", "Did you mean --model?"),
     ],
 )

@@ -45,7 +45,10 @@ COMMANDS: Mapping[str, click.Command] = {
 }
 # A job file must not contain these options: the user chooses them for each call.
 NOT_IN_A_FILE = frozenset(
-    {"device", "num_workers", "overwrite", "as_json", "verbose", "quiet", "dry_run", "config"}
+    {
+        *("device", "num_workers", "overwrite", "log_to"),
+        *("as_json", "verbose", "quiet", "dry_run", "config"),
+    }
 )
 _PASS_FLAGS = {"ignore_unknown_options": True}
 

@@ -153,14 +153,14 @@ def _similar_options(error: click.NoSuchOption) -> list[str]:
 
     Three rules are tried until one rule finds options. Rule 1: the unknown option has the initials
     of the option (--lr finds --learning-rate). Rule 2: the option contains the name of the unknown
-    option. Rule 3: the two names are similar.
+    option, or the unknown option begins with its name. Rule 3: the two names are similar.
     """
     given = error.option_name.lstrip("-")
     params = error.ctx.command.params if error.ctx else []
     options = [name for param in params for name in (*param.opts, *param.secondary_opts)]
     names = {name.lstrip("-"): name for name in options if name.startswith("--")}
     initials = [n for n in names if len(given) > 1 and "".join(w[0] for w in n.split("-")) == given]
-    parts = [name for name in names if len(given) > 2 and given in name]
+    parts = [n for n in names if len(given) > 2 and (given in n or given.startswith(n))]
     similar = initials or parts or difflib.get_close_matches(given, names)
     return sorted(names[name] for name in similar)
 

@@ -205,6 +205,13 @@ run_options = _block(
         "accumulated. 0 starts with the full batch and halves it if the memory is too small.",
     ),
     click.option("--compile", "compiled", is_flag=True, help="Use torch.compile for training."),
+    click.option(
+        "--log",
+        "log_to",
+        metavar="NAMES",
+        help="Loggers of the metrics, separated by commas: tensorboard, wandb, mlflow; or none.  "
+        "[default: tensorboard]",
+    ),
     with_default(
         "--save-minutes",
         type=Number(min=0),

@@ -37,6 +37,7 @@ def train(
     device: str,
     micro_batch: int,
     compiled: bool,
+    log_to: str | None,
     save_minutes: float,
     overwrite: bool,
     as_json: bool,
@@ -55,9 +56,14 @@ def train(
     Examples:
       wsi-idc train --model cnn-bn
       wsi-idc train --model resnet50 --split kfold:5/0
+      WANDB_MODE=offline wsi-idc train --log tensorboard,wandb
       torchrun --nproc-per-node 4 --no-python wsi-idc train --model resnet50
     """
     config = TrainConfig(**options)
+
+    from wsi_idc.training.metric_loggers import parse_loggers
+
+    loggers = parse_loggers(log_to)
 
     from wsi_idc.data.open_data import open_data
     from wsi_idc.data.splits import make_split
@@ -100,6 +106,7 @@ def train(
                 micro_batch=micro_batch,
                 save_minutes=save_minutes,
                 stop=stop,
+                loggers=loggers,
             )
     if world.is_main:
         if is_default:

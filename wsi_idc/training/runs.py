@@ -27,6 +27,8 @@ HISTORY = "metrics.jsonl"
 CURVES = "curves.png"
 SAMPLES = "augment.png"
 EVENTS = "tensorboard"
+# Files with the id of the run in a logger, and with the number of epochs that the logger recorded.
+WANDB, MLFLOW = "wandb.json", "mlflow.json"
 _MAX_NAME_BYTES = 10_000
 _SECONDS_OF_WRITING = 30.0
 DEFAULT = "default"  # file with the path of the default run, relative to the folder of the file
@@ -114,7 +116,7 @@ class Run:
         self.validate_dir()
         if self.is_finished():
             self.best.replace(self.replaced)
-        for name in ("last.pt", "best.pt", HISTORY, CURVES, SAMPLES):
+        for name in ("last.pt", "best.pt", HISTORY, CURVES, SAMPLES, WANDB, MLFLOW):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / EVENTS, ignore_errors=True)
         self.write("running", settings, details)
@@ -154,6 +156,18 @@ class Run:
                 if isinstance(numbers.get("epoch"), int):
                     history.append(numbers)
         return history or None
+
+    def read_logger(self, name: str) -> dict[str, Any]:
+        """Return the content of the file ``name`` of a logger; without a file, it has 0 epochs."""
+        try:
+            record = json.loads(regular_file(self.folder / name).read_text(encoding="utf-8"))
+            return {"id": str(record["id"]), "epochs": int(record["epochs"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {"epochs": 0}
+
+    def write_logger(self, name: str, *, id: str, epochs: int) -> None:
+        """Write the file ``name`` of a logger."""
+        write_json(self.folder / name, {"id": id, "epochs": epochs})
 
     def lock(self) -> AbstractContextManager[None]:
         """Lock the folder for a training; raise BusyError if another process holds the lock."""

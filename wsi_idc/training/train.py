@@ -6,7 +6,7 @@ Stopping and resuming a training does not change its final weights.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from wsi_idc.training.config import (
     resolved_config,
 )
 from wsi_idc.training.logger import RunLogger
+from wsi_idc.training.metric_loggers import parse_loggers
 from wsi_idc.training.optimizer import lr_factor, plateau_factor
 from wsi_idc.training.runs import Run
 from wsi_idc.training.setup import build_training
@@ -68,6 +69,7 @@ def train(
     save_minutes: float = MINUTES_BETWEEN_SAVES,
     stop: StopRequest | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    loggers: Sequence[str] | None = None,
 ) -> Checkpoint:
     """Train a classifier, or resume a stopped training, and return the final checkpoint.
 
@@ -90,6 +92,7 @@ def train(
         stop: Request of the user to save and stop; checked after each step.
         on_epoch: Function that gets the record of each epoch after the epoch is saved. If the
             function raises an exception, the training stops and can be resumed.
+        loggers: Names of the metric loggers; None means TensorBoard, if it is installed.
 
     Raises:
         StoppedError: ``stop`` was set. The state is saved, and the same call resumes the training.
@@ -115,7 +118,12 @@ def train(
                 run.validate_config(settings)
             if overwrite or not _is_finished(run, world):
                 return _run_epochs(
-                    training, settings, stop=stop, save_seconds=60 * save_minutes, on_epoch=on_epoch
+                    training,
+                    settings,
+                    stop=stop,
+                    save_seconds=60 * save_minutes,
+                    on_epoch=on_epoch,
+                    loggers=parse_loggers(None) if loggers is None else loggers,
                 )
     # Memory ran out outside a step; inside a step, ``train_step`` handles this error.
     except torch.OutOfMemoryError:
@@ -138,6 +146,7 @@ def _run_epochs(
     stop: StopRequest | None,
     save_seconds: float,
     on_epoch: Callable[[dict[str, Any]], None] | None,
+    loggers: Sequence[str],
 ) -> Checkpoint:
     run, world = training.run, training.world
     is_resumable = run.exists() and run.read().get("asked") == settings and not run.is_finished()
@@ -147,7 +156,7 @@ def _run_epochs(
     if run.last.exists():
         resume(training)
     state = training.state
-    with RunLogger(training) as run_logger:
+    with RunLogger(training, loggers=loggers) as run_logger:
         time_left = TimeLeft(training)
         while not training.is_complete:
             _train_epoch(training, stop, save_seconds=save_seconds, time_left=time_left)
@@ -207,15 +216,15 @@ def _train_epoch(
     loss_text = ""
     with progress(total, what=title, done=done, is_short=True) as bar:
         for num_patches in run_steps(training):
-            run = f"{time_left.percent()}, {time_left}{loss_text}"
-            bar.set_postfix_str(run, refresh=False)
+            items = (time_left.percent(), str(time_left), loss_text)
+            bar.set_postfix_str(", ".join(filter(None, items)), refresh=False)
             bar.update(num_patches)
             now = time.monotonic()
             # Order 1 is to save, 2 to save and stop. All processes follow the largest order.
             order = world.max(2 if stop else int(world.is_main and now - last_save > save_seconds))
             if order or state.step % _STEPS_BETWEEN_LOSS_READS == 0:
                 loss = _mean_loss(training)
-                loss_text = f", loss {loss:.3f}"
+                loss_text = f"loss {loss:.3f}"
             if order:
                 state.seconds, last_save = now - started, now
                 save_state(training)
