@@ -45,6 +45,7 @@ def write_csv(patient_map: PatientMap, out: Path) -> None:
 
     The first columns are the columns of WSInfer: ``minx``, ``miny``, ``width``, ``height`` and
     ``prob_CLASS``. The next columns are ``row``, ``col`` and the other columns of ``patch_table``.
+    The last column is ``source_file``: the name of the slide or pack that the coordinates refer to.
     ``minx``, ``miny``, ``width`` and ``height`` are integers in level-0 px, rounded so that
     neighboring patches share an edge.
     """
@@ -57,4 +58,12 @@ def write_csv(patient_map: PatientMap, out: Path) -> None:
     )
     row_col = pd.DataFrame(patient_map.row_col, columns=["row", "col"])
     table = pd.concat([corners, numbers.iloc[:, :2], row_col, numbers.iloc[:, 2:]], axis=1)
+    table["source_file"] = _source_file(patient_map)
     write_bytes(out, csv_text(table, float_format="%.7g").encode())
+
+
+def _source_file(patient_map: PatientMap) -> str:
+    """Return the name of the slide file, or of the pack; "" if the map does not record it."""
+    if patient_map.slide is not None:
+        return patient_map.slide.name
+    return Path(str(patient_map.provenance.get("data", ""))).name

@@ -137,9 +137,8 @@ class _Wandb(MetricLogger):
                 settings=wandb.Settings(console="off", silent=True),
             )
         except wandb.errors.Error as error:
-            raise RunError(
-                f"wandb: {first_line(error).rstrip('.')}; set WANDB_MODE=offline to log without a network"
-            ) from None
+            reason = first_line(error).rstrip(".")
+            raise RunError(f"wandb: {reason}; set WANDB_MODE=offline to log offline") from None
         run.write_logger(WANDB, id=self._id, epochs=self.num_epochs)
         place = f"offline, in {run.folder / 'wandb'}" if self._wandb.offline else self._wandb.url
         logger.info("wandb: %s", place)
@@ -179,9 +178,8 @@ class _Mlflow(MetricLogger):
                 self._client.log_batch(run_id, params=params)
             self._client.update_run(run_id, status="RUNNING")
         except (MlflowException, ImportError) as error:
-            raise RunError(
-                f"mlflow: {first_line(error).rstrip('.')}; check MLFLOW_TRACKING_URI"
-            ) from None
+            reason = first_line(error).rstrip(".")
+            raise RunError(f"mlflow: {reason}; check MLFLOW_TRACKING_URI") from None
         self._id: str = run_id
         run.write_logger(MLFLOW, id=self._id, epochs=self.num_epochs)
         logger.info("mlflow: run %s in %s", self._id, uri)
