@@ -262,14 +262,10 @@ def submit(
         log = slurm.LOGS / f"{opened.name}.out"
         if dry_run:
             reason = ", because sbatch is not installed; --on slurm shows the script for SLURM"
-            _echo_notes(
-                [
-                    ("where", f"this machine, in the background{'' if where else reason}"),
-                    ("log", log),
-                ]
-            )
             for task in [opened.single_call] if opened.single_call else opened.tasks:
                 echo(task.command_line())
+            place = f"this machine, in the background{'' if where else reason}"
+            _echo_notes([("where", place), ("log", log)])
             return
         process = _start_here(["job", str(job), *flags], log)
         rows = [
@@ -286,8 +282,8 @@ def submit(
         words += resources["more"]
         if dry_run:
             command = shlex.join(["sbatch", *words, str(script)])
-            _echo_notes([*_slurm_rows(opened, given, resources), ("command", command)])
             click.echo(text, nl=False)
+            _echo_notes([*_slurm_rows(opened, given, resources), ("command", command)])
             return
         if not shutil.which("sbatch"):
             raise JobError("sbatch is not installed; submit where SLURM runs, or give --on local")
@@ -311,7 +307,7 @@ def _echo_notes(rows: Sequence[tuple[str, object]]) -> None:
 def _slurm_rows(
     opened: Job, given: Sequence[str], resources: Mapping[str, Any]
 ) -> list[tuple[str, object]]:
-    """Return where and how long the tasks of a job would run on SLURM, and their log file."""
+    """Return rows of a table: partition, time limit and log file of a job on SLURM."""
     site = slurm.site_settings()
     partition = resources["partition"] or site.get("SBATCH_PARTITION")
     time = resources["time"] if "time" in given else site.get("SBATCH_TIMELIMIT", resources["time"])

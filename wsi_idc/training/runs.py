@@ -162,7 +162,7 @@ class Run:
         try:
             record = json.loads(regular_file(self.folder / name).read_text(encoding="utf-8"))
             return {"id": str(record["id"]), "epochs": int(record["epochs"])}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return {"epochs": 0}
 
     def write_logger(self, name: str, *, id: str, epochs: int) -> None:
