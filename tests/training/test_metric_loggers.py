@@ -1,5 +1,6 @@
 """Tests of metric loggers. wandb and mlflow are optional: without them, their tests skip."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ def log_in_two_processes(name: str, run: Run) -> None:
     first.log(HISTORY[:1])
     first.log(HISTORY[:2])
     first.close(is_complete=False)
+    if name == "tensorboard":
+        time.sleep(1.1)  # readers sort the files by the second in their names
     second = open_logger(name, run, {"model": "cnn"})
     second.log(HISTORY)
     second.close(is_complete=True)

@@ -71,7 +71,7 @@ def _search_lines(result: "SearchResult") -> Iterator[str]:
     columns = {"number": "trial", "state": "state", metric: metric.replace("_", " ")}
     columns |= {"auc": "AUC", "f1": "F1", "threshold": "threshold", "best_epoch": "epoch"}
     columns["seconds"] = "seconds"
-    table = [[*columns.values()], *([_cell(row[name]) for name in columns] for row in rows)]
+    table = [[*columns.values()], *([_cell(name, row[name]) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
@@ -101,9 +101,9 @@ def _search_lines(result: "SearchResult") -> Iterator[str]:
     )
 
 
-def _cell(value: object) -> str:
+def _cell(name: str, value: object) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):
-        return f"{value:.0f}" if value > 1 else f"{value:.4f}"  # seconds or a metric
+        return f"{value:.0f}" if name == "seconds" else f"{value:.4f}"
     return str(value)
