@@ -26,7 +26,8 @@ from wsi_idc.runtime.prefetch import rebatch
 logger = logging.getLogger(__name__)
 
 SubmitMap = Callable[[str, Callable[[], PatientMap]], None]
-_NUM_WRITERS = 2
+# A small map waits for the disk for most of the time, so the writers are more than the cores need.
+_NUM_WRITERS = 4
 # Maximum time to wait for another process that is writing the same map file.
 LOCK_TIMEOUT_SECONDS = 60.0
 # Other tools use a magnification instead of mpp: magnification = 10 / mpp.
@@ -333,7 +334,7 @@ def map_writers(folder: Path, report: MapReport) -> Iterator[SubmitMap]:
         def submit(name: str, make: Callable[[], PatientMap]) -> None:
             pending.append((name, pool.submit(_write, folder, make)))
             # If the disk is slow, wait until the oldest map is written. This limits the memory.
-            if len(pending) > 2 * _NUM_WRITERS:
+            if len(pending) > _NUM_WRITERS:
                 collect()
 
         try:
