@@ -242,7 +242,7 @@ def test_the_readmes_way_from_a_tree_to_a_report(
     """Run the lines of the README that need no training, as they stand."""
     monkeypatch.chdir(tmp_path)
     tree.rename(tmp_path / "TREE")
-    section = (REPOSITORY / "README.md").read_text().partition("## On your own data")[2]
+    section = (REPOSITORY / "README.md").read_text().partition("## Train on the Kaggle set or")[2]
     lines = list(_blocks(section.partition("\n## ")[0]))
     quick = [words for words in lines if words[0] in ("prepare", "map", "report", "render")]
     quick.remove(["prepare", "ARCHIVE.zip"])
