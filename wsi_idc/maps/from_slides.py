@@ -22,6 +22,7 @@ from wsi_idc.maps.map_writer import MapReport
 from wsi_idc.maps.patient_map import PatientMap, PatientPatches, SlideView
 from wsi_idc.maps.plan import PlannedMap, shard, sizes_of_slides
 from wsi_idc.models.checkpoint import InputSpec
+from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.slides.manifest import ManifestRow, read_manifest, rows_from_files
 from wsi_idc.slides.masks import mask_fingerprint
 from wsi_idc.slides.patches import SlidePatches
@@ -96,7 +97,17 @@ class SlideSource:
             is_needed=lambda row: self._needs_map(row, builder),
             is_stopped=lambda: bool(builder.stop),
         )
+
+        def prepare(row: ManifestRow) -> _PreparedSlide | Exception | None:
+            _, copy = next(slides)
+            try:
+                return None if builder.stop else self._prepare_slide(row, builder, report, copy)
+            except (WsiIdcError, OSError) as error:
+                return error
+
         spec = input_spec(builder.predictor)
+        # A thread finds the tissue of the next slide while the network computes a slide.
+        prepared = prefetch(prepare, self.slides)
         with (
             builder.predictor.batch_predictor(
                 device_config=builder.device_config,
@@ -105,54 +116,39 @@ class SlideSource:
                 flag_mpp=builder.flag_mpp(spec.patch_px, spec.mpp),
             ) as predict_batches,
             closing(slides),
+            closing(prepared),
         ):
-            for number, (row, copy) in enumerate(slides, start=1):
-                if builder.stop:
-                    return
+            for number, (row, slide) in enumerate(zip(self.slides, prepared, strict=True), 1):
                 title = f"mapping {row.map_name} ({number} of {len(self.slides)})"
                 try:
-                    make = self._predict_slide(
-                        row, builder, report, predict_batches, copy=copy, title=title
-                    )
+                    if isinstance(slide, Exception):
+                        raise slide
+                    make = slide and _predict_slide(slide, builder, predict_batches, title=title)
                 except (WsiIdcError, OSError) as error:
                     report.record_failure(row.map_name, error)
                     continue
-                if make is not None:
+                if make:
                     yield row.map_name, make
+                if builder.stop:
+                    break
+            for slide in prepared:  # after a stop, the next slide may be open
+                if isinstance(slide, _PreparedSlide):
+                    slide.slide.close()
 
-    def _predict_slide(
-        self,
-        row: ManifestRow,
-        builder: MapBuilder,
-        report: MapReport,
-        predict_batches: BatchPredictor,
-        *,
-        copy: Path | None,
-        title: str,
-    ) -> Callable[[], PatientMap] | None:
-        """Predict the patches of a slide; return a function that builds the map, or None.
-
-        None means that no new map is needed, or that a stop was requested.
-        """
-        with self._open(row, copy) as slide:
+    def _prepare_slide(
+        self, row: ManifestRow, builder: MapBuilder, report: MapReport, copy: Path | None
+    ) -> "_PreparedSlide | None":
+        """Open a slide and find the positions of its patches; None if no new map is needed."""
+        slide = self._open(row, copy)
+        try:
             key = self._cache_key(builder, row, slide)
-            if not builder.select(row.map_name, key, report, data=row.slide):
-                return None
-            patches, reader = self._segment_and_tile(builder, row, slide, key)
-            builder.out.mkdir(parents=True, exist_ok=True)
-            keeps_image = builder.with_image and _image_fits(patches)
-            pixels: Any = DiskArray(builder.out) if keeps_image else None
-            stored = StoredPrediction(builder.out)
-            with (
-                progress(len(reader), what=title) as bar,
-                closing(reader.batches(builder.batch_size)) as batches,
-            ):
-                for prediction in predict_batches(_collect_pixels(batches, pixels)):
-                    stored.append(prediction)
-                    bar.update(len(prediction.logit))
-                    if builder.stop:
-                        return None
-        return lambda: builder.patient_map(patches, stored.prediction(), pixels)
+            if builder.select(row.map_name, key, report, data=row.slide):
+                return _PreparedSlide(slide, *self._segment_and_tile(builder, row, slide, key))
+        except BaseException:
+            slide.close()
+            raise
+        slide.close()
+        return None
 
     def _segment_and_tile(
         self, builder: MapBuilder, row: ManifestRow, slide: Slide, cache_key: dict[str, Any]
@@ -209,6 +205,40 @@ class SlideSource:
             min_hole_mm2=settings.min_hole_mm2,
             stride_px=settings.stride_px or spec.patch_px,
         )
+
+
+@dataclass(frozen=True)
+class _PreparedSlide:
+    """An open slide, the positions of its patches, and their reader."""
+
+    slide: Slide
+    patches: PatientPatches
+    reader: SlidePatches
+
+
+def _predict_slide(
+    prepared: _PreparedSlide, builder: MapBuilder, predict_batches: BatchPredictor, *, title: str
+) -> Callable[[], PatientMap] | None:
+    """Predict the patches of a slide and close the slide; return a function that builds the map.
+
+    Return None if a stop was requested.
+    """
+    patches, reader = prepared.patches, prepared.reader
+    builder.out.mkdir(parents=True, exist_ok=True)
+    with (
+        prepared.slide,
+        progress(len(reader), what=title) as bar,
+        closing(reader.batches(builder.batch_size)) as batches,
+    ):
+        keeps_image = builder.with_image and _image_fits(patches)
+        pixels: Any = DiskArray(builder.out) if keeps_image else None
+        stored = StoredPrediction(builder.out)
+        for prediction in predict_batches(_collect_pixels(batches, pixels)):
+            stored.append(prediction)
+            bar.update(len(prediction.logit))
+            if builder.stop:
+                return None
+    return lambda: builder.patient_map(patches, stored.prediction(), pixels)
 
 
 def _slide_name(row: ManifestRow) -> str:
