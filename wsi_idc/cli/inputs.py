@@ -6,33 +6,20 @@ from typing import TYPE_CHECKING
 
 from wsi_idc.cli.output import echo_note
 from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_RUNS
-from wsi_idc.core.errors import CheckpointError, MapError
+from wsi_idc.core.errors import MapError
 from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint, check_checkpoint_file
-from wsi_idc.training.runs import DEFAULT, Run, default_checkpoint
+from wsi_idc.training.runs import DEFAULT, Run, checkpoint_file, default_checkpoint
 
 if TYPE_CHECKING:
     from wsi_idc.inference.predictor import Predictor
-    from wsi_idc.models.checkpoint import Checkpoint
 
 
 def open_predictor(paths: Sequence[Path], *, tta: bool, smooth: bool | None) -> "Predictor":
     """Read the checkpoints in ``paths``; return one predictor that uses all of them."""
     from wsi_idc.inference.predictor import Predictor
+    from wsi_idc.models.checkpoint import load_finished_checkpoint
 
-    return Predictor(tuple(map(read_checkpoint, paths)), tta=tta, smooth=smooth)
-
-
-def read_checkpoint(path: Path) -> "Checkpoint":
-    """Read a checkpoint; raise CheckpointError if its training is not finished."""
-    from wsi_idc.models.checkpoint import load_checkpoint
-
-    checkpoint = load_checkpoint(path)
-    if not checkpoint.metrics:
-        raise CheckpointError(
-            f"{path}: the training is not finished, so the model is not calibrated; run the same "
-            "wsi-idc train again"
-        )
-    return checkpoint
+    return Predictor(tuple(map(load_finished_checkpoint, paths)), tta=tta, smooth=smooth)
 
 
 def find_checkpoints(checkpoints: Sequence[Path]) -> list[Path]:
@@ -58,16 +45,7 @@ def _find(path: Path | None) -> tuple[Path, str]:
         return bundled_checkpoint(), f"the bundled model; there is no {default_file}"
     if str(path) == BUNDLED:
         return bundled_checkpoint(), "the bundled model"
-    if path.is_dir() and (finished := Run(path).finished_checkpoint).name != "best.pt":
-        raise CheckpointError(
-            f"{path}: the new training of this run is not finished; wait for it, run the same "
-            f"wsi-idc train again, or give {finished}"
-        )
-    if not path.exists() and path.suffix != ".pt":
-        raise CheckpointError(f"{path}: no such file; give a finished run or a .pt file")
-    if path.is_dir() and not (path / "best.pt").exists():
-        raise CheckpointError(f"{path}: no best.pt in this folder; give a finished run")
-    return (path / "best.pt" if path.is_dir() else path), "as given"
+    return checkpoint_file(path), "as given"
 
 
 def find_maps(paths: Sequence[Path]) -> list[Path]:

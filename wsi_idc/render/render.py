@@ -3,6 +3,7 @@
 Positions and sizes of panels are in mm. Font sizes fit a printed page.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,12 +15,12 @@ from wsi_idc import NOTICE
 from wsi_idc.core.errors import MapError
 from wsi_idc.maps import map_reader
 from wsi_idc.maps.layers import crop_to_patches, has_labels
-from wsi_idc.maps.map_reader import read_image_rows, read_map
+from wsi_idc.maps.map_reader import read_image_rows, read_map, read_map_without_cams
 from wsi_idc.maps.patient_map import PatientMap, role_text
 from wsi_idc.plotting.raster import Pixels, downscale
 from wsi_idc.plotting.style import page_style, printable, save_pdf, save_png, to_px
 from wsi_idc.render.layout import fit_panel, layout_page
-from wsi_idc.render.panels import PANELS, PanelInput
+from wsi_idc.render.panels import PANELS, Panel, PanelInput
 
 DEFAULT_DPI = 300
 DEFAULT_VIEW = "panels"
@@ -38,6 +39,7 @@ VIEWS = {
 }
 _LONGEST = 40
 _WHITE, _NO_IMAGE = 255, 214
+_MAX_SLIDES = 24  # panels on a page
 
 
 def render_map(
@@ -116,6 +118,46 @@ def figure_of(
     if patient_map.caution:
         details.insert(0, f"CAUTION: this tissue is {patient_map.caution}.")
     return layout_page(panels, name=name, details=details)
+
+
+def figure_of_slides(
+    paths: Mapping[str, Path],
+    *,
+    patient: str,
+    dpi: int = DEFAULT_DPI,
+    threshold: float | None = None,
+) -> Figure:
+    """Return a figure with the probability over the tissue of each slide of a patient.
+
+    Args:
+        paths: Map file of each slide, by slide name.
+        patient: Patient id, for the heading.
+        dpi: Resolution of the figure.
+        threshold: Mark on the color bars; None means the threshold of each map.
+
+    Raises:
+        MapError: A map cannot be read, or the patient has too many slides for one page.
+    """
+    if len(paths) > _MAX_SLIDES:
+        raise MapError(
+            f"patient {patient} has {len(paths)} slides, but a page has space for {_MAX_SLIDES}; "
+            "draw the slides one by one"
+        )
+    panels: list[Panel] = []
+    details = [f"{len(paths)} slides: probability over tissue", NOTICE]
+    for name, path in paths.items():
+        patient_map = read_map_without_cams(path)
+        panel_input = read_panel_input(
+            path, patient_map, num_panels=len(paths), dpi=dpi, threshold=threshold
+        )
+        panel = PANELS["probability over tissue"](panel_input)
+        title = printable(name, longest=_LONGEST // 2)
+        if patient_map.caution:
+            title += " (CAUTION)"
+            details[1:] = ["CAUTION: the plot of a marked slide has the reason.", NOTICE]
+        panels.append(replace(panel, title=title))
+    heading = f"Patient {printable(patient, longest=_LONGEST)}"
+    return layout_page(panels, name=heading, details=details)
 
 
 def read_panel_input(
