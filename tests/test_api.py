@@ -6,12 +6,14 @@ import json
 import pickle
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import wsi_idc
 from tests.cli.commands import run_command
@@ -130,9 +132,11 @@ def test_several_slides_of_a_patient(tmp_path: Path):
     with pytest.raises(AttributeError, match="no attribute 'probability'; the attribute slides"):
         _ = opened.probability
     assert copy.copy(opened).slides == opened.slides
-    titles = [text.get_text() for text in opened.plot(dpi=40).texts]
-    assert titles[:2] == ["Patient P1", "2 slides: probability over tissue"]
-    assert titles[3:] == ["a", "b"]
+    texts = [text.get_text() for text in opened.plot(dpi=40).texts]
+    assert texts[:2] == ["Patient P1: Probability over tissue", "2 slides"]
+    assert texts[3:] == ["a", "b"]
+    with pytest.raises(wsi_idc.WsiIdcError, match="give one of overlay, contours, cam"):
+        opened.plot("panels")
 
 
 @pytest.mark.parametrize(("name", "num"), [("S0001", 8), ("slide", 30)])
@@ -145,10 +149,14 @@ def test_maps_of_the_first_version_are_opened(name: str, num: int):
 
 
 def test_a_plot_is_shown_by_notebooks(tmp_path: Path):
-    figure = open_one(write_hand_map(tmp_path)).plot("overlay", dpi=40)
-    assert figure._repr_png_().startswith(b"\x89PNG")
+    figure = open_one(write_hand_map(tmp_path)).plot("overlay", dpi=200)
     figure.savefig(tmp_path / "map.png")
-    assert (tmp_path / "map.png").stat().st_size > 0
+    with (
+        Image.open(tmp_path / "map.png") as saved,
+        Image.open(BytesIO(figure._repr_png_())) as shown,
+    ):
+        width = int(figure.get_figwidth() * 200)
+        assert saved.width == shown.width == width
 
 
 def test_a_pack_and_a_patch_tree_are_opened(pack: Pack, tmp_path: Path):
@@ -182,6 +190,8 @@ def test_slides_become_maps_as_on_the_command_line(
     lost = [tmp_path / "lost.svs", slide]
     with pytest.raises(wsi_idc.WsiIdcError, match=r"1 of 2 maps were not made: lost: .*lost\.svs"):
         wsi_idc.map_slides(lost, out, checkpoint=checkpoint)
+    with pytest.raises(wsi_idc.WsiIdcError, match="0 um/px is impossible"):
+        wsi_idc.map_slides(slide, out, checkpoint=checkpoint, mpp=0)
 
 
 def test_a_manifest_with_several_slides_of_a_patient(trained: Checkpoint, tmp_path: Path):

@@ -5,7 +5,7 @@ The package ``wsi_idc`` exports all names of this module. ``docs/python.md`` exp
 
 import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,13 +113,9 @@ class Map(PatientMap):
         Raises:
             MapError: The view is unknown, or the map has no data for this view.
         """
-        from wsi_idc.plotting.style import page_style
-        from wsi_idc.render.render import VIEWS, figure_of
+        from wsi_idc.render.render import figure_of
 
-        if view not in VIEWS:
-            raise MapError(f"view {view!r} is not one of {', '.join(VIEWS)}")
-        with page_style():
-            return _shown(figure_of(self.path, view=view, dpi=dpi, threshold=threshold), dpi)
+        return _draw(partial(figure_of, self.path), view, threshold, dpi)
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Return a table with one row for each patch; see ``export.scverse.to_dataframe``.
@@ -174,26 +170,29 @@ class PatientMaps:
             "map of each slide"
         )
 
-    def plot(self, *, threshold: float | None = None, dpi: int = _PLOT_DPI) -> "Figure":
-        """Draw the probability over the tissue of each slide on one page. Notebooks show the page.
+    def plot(
+        self, view: str = "overlay", *, threshold: float | None = None, dpi: int = _PLOT_DPI
+    ) -> "Figure":
+        """Draw all slides on one page, one panel for each slide. Notebooks show the figure.
 
         Args:
-            threshold: Mark on the color bars; None means the threshold of each map.
+            view: View of ``wsi-idc render`` with one panel: "overlay", "contours" or "cam".
+            threshold: Lowest probability at which a patch is called IDC; None means the threshold
+                of each map.
             dpi: Resolution of the figure.
 
         Returns:
             Figure; ``figure.savefig("patient.png")`` saves it.
 
         Raises:
-            MapError: The patient has too many slides for one page.
+            MapError: The view is unknown or has several panels, a map has no data for it, or the
+                patient has too many slides for one page.
         """
-        from wsi_idc.plotting.style import page_style
         from wsi_idc.render.render import figure_of_slides
 
         paths = {name: slide.path for name, slide in self.slides.items()}
-        options: dict[str, Any] = {"dpi": dpi, "threshold": threshold}
-        with page_style():
-            return _shown(figure_of_slides(paths, patient=self.patient, **options), dpi)
+        draw = partial(figure_of_slides, paths, patient=self.patient)
+        return _draw(draw, view, threshold, dpi)
 
     def to_dataframe(self) -> "pd.DataFrame":
         """Return the tables of all slides as one; the first column is ``slide``."""
@@ -429,13 +428,18 @@ def _predictor(file: Path, *, tta: bool, smooth: bool | None) -> "Predictor":
     return Predictor((load_finished_checkpoint(file),), tta=tta, smooth=smooth)
 
 
-def _shown(figure: "Figure", dpi: int) -> "Figure":
-    """Set the resolution of a figure, and let notebooks show the figure."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _draw(draw: Callable[..., "Figure"], view: str, threshold: float | None, dpi: int) -> "Figure":
+    """Call ``draw`` in the style of pages, and let notebooks show the figure."""
+    from matplotlib import rc_context
 
-    figure.set_dpi(dpi)
-    FigureCanvasAgg(figure)  # makes ``dpi`` the resolution of ``savefig``
-    # Notebooks know how to show a figure only after an import of pyplot, which this package avoids.
+    from wsi_idc.plotting.style import page_style
+    from wsi_idc.render.render import VIEWS
+
+    if view not in VIEWS:
+        raise MapError(f"view {view!r} is not one of {', '.join(VIEWS)}")
+    with page_style(), rc_context({"figure.dpi": dpi}):
+        figure = draw(view=view, threshold=threshold, dpi=dpi)
+    # Notebooks show figures only after an import of pyplot, which this package avoids.
     figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
     return figure
 

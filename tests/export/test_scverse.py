@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import wsi_idc
@@ -61,7 +62,9 @@ def test_a_missing_package_is_one_clear_line(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.filterwarnings("default")  # of other packages
 def test_anndata_has_table_centers_and_provenance(tmp_path: Path):
     anndata = pytest.importorskip("anndata")
-    write_two_slides(tmp_path)
+    (first, _) = write_two_slides(tmp_path)
+    flags = {"flags": np.array([0, 1, 1, 0, 0], np.uint8), "flag_bits": {"blur": 1}}
+    write_map(first, hand_map(slide_name="a", **flags))
     opened = wsi_idc.open_map(tmp_path / "P1.h5")
     made = opened.to_anndata()
     made.write_h5ad(tmp_path / "maps.h5ad")
@@ -74,8 +77,9 @@ def test_anndata_has_table_centers_and_provenance(tmp_path: Path):
     settings = data.uns["wsi_idc"]["b"]
     assert (settings["patient"], settings["mpp"], settings["threshold"]) == ("P1", 4.0, 0.5)
     assert json.loads(settings["provenance"])["created"] == "2026-01-02"
-    table = opened.to_dataframe().drop(columns="slide")
-    assert (data.obs[list(table)].to_numpy() == table.to_numpy()).all()
+    assert data.obs["flag_blur"].tolist() == [False, True, True, False, False, *[pd.NA] * 3]
+    table = opened.to_dataframe().drop(columns=["slide", "flag_blur"]).fillna(-1)
+    assert (data.obs[list(table)].fillna(-1).to_numpy() == table.to_numpy()).all()
 
 
 @pytest.mark.filterwarnings("default")

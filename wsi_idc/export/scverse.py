@@ -81,6 +81,9 @@ def to_anndata(maps: Mapping[str, PatientMap]) -> "AnnData":
         centers.append(patient_map.coords + patient_map.patch_size_level0 / 2)
     obs = pd.concat(tables)
     obs["map"] = obs["map"].astype("category")
+    # If only some maps have flags, pandas joins them as objects, which .h5ad files cannot store.
+    flags = [column for column in obs if column.startswith("flag_")]
+    obs = obs.astype(dict.fromkeys(flags, "boolean"))
     name = next(iter(maps.values())).class_names[1]
     return anndata.AnnData(
         X=obs["probability"].to_numpy()[:, None],

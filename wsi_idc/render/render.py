@@ -15,7 +15,7 @@ from wsi_idc import NOTICE
 from wsi_idc.core.errors import MapError
 from wsi_idc.maps import map_reader
 from wsi_idc.maps.layers import crop_to_patches, has_labels
-from wsi_idc.maps.map_reader import read_image_rows, read_map, read_map_without_cams
+from wsi_idc.maps.map_reader import read_image_rows, read_map
 from wsi_idc.maps.patient_map import PatientMap, role_text
 from wsi_idc.plotting.raster import Pixels, downscale
 from wsi_idc.plotting.style import page_style, printable, save_pdf, save_png, to_px
@@ -24,6 +24,7 @@ from wsi_idc.render.panels import PANELS, Panel, PanelInput
 
 DEFAULT_DPI = 300
 DEFAULT_VIEW = "panels"
+SLIDES_VIEW = "overlay"  # default of pictures of several slides
 _SAVE = {".png": save_png, ".pdf": save_pdf}
 FORMATS = tuple(suffix[1:] for suffix in _SAVE)
 VIEWS = {
@@ -94,13 +95,9 @@ def figure_of(
     Raises:
         MapError: The map cannot be read, or has no data for this view.
     """
-    patient_map = read_map(path)
+    patient_map = _read_for_view(path, view)
     if exclude_flagged:
         patient_map = map_reader.exclude_flagged(path, patient_map)
-    if view == "cam" and patient_map.cam is None:
-        raise MapError(
-            f"{path}: has no CAM; leave out --view cam, or make the map again with a CAM"
-        )
     names = [name for name in VIEWS[view] if _has_panel(patient_map, name)]
     if view == "quality" and names == ["tissue"]:
         raise MapError(
@@ -124,40 +121,57 @@ def figure_of_slides(
     paths: Mapping[str, Path],
     *,
     patient: str,
+    view: str = SLIDES_VIEW,
     dpi: int = DEFAULT_DPI,
     threshold: float | None = None,
 ) -> Figure:
-    """Return a figure with the probability over the tissue of each slide of a patient.
+    """Return a figure with one panel for each slide of a patient; see ``figure_of``.
 
     Args:
         paths: Map file of each slide, by slide name.
         patient: Patient id, for the heading.
+        view: Name of a view with one panel.
         dpi: Resolution of the figure.
-        threshold: Mark on the color bars; None means the threshold of each map.
+        threshold: Lowest probability at which a patch is called IDC; None means the threshold of
+            each map.
 
     Raises:
-        MapError: A map cannot be read, or the patient has too many slides for one page.
+        MapError: A map cannot be read or has no data for this view, the view has several panels,
+            or the patient has too many slides for one page.
     """
+    if len(VIEWS[view]) > 1:
+        views = ", ".join(name for name, panels in VIEWS.items() if len(panels) == 1)
+        raise MapError(f"view {view} has several panels; for several slides, give one of {views}")
     if len(paths) > _MAX_SLIDES:
         raise MapError(
             f"patient {patient} has {len(paths)} slides, but a page has space for {_MAX_SLIDES}; "
             "draw the slides one by one"
         )
+    (panel_name,) = VIEWS[view]
     panels: list[Panel] = []
-    details = [f"{len(paths)} slides: probability over tissue", NOTICE]
+    details = [NOTICE]
     for name, path in paths.items():
-        patient_map = read_map_without_cams(path)
+        patient_map = _read_for_view(path, view)
         panel_input = read_panel_input(
             path, patient_map, num_panels=len(paths), dpi=dpi, threshold=threshold
         )
-        panel = PANELS["probability over tissue"](panel_input)
+        panel = PANELS[panel_name](panel_input)
         title = printable(name, longest=_LONGEST // 2)
         if patient_map.caution:
             title += " (CAUTION)"
-            details[1:] = ["CAUTION: the plot of a marked slide has the reason.", NOTICE]
-        panels.append(replace(panel, title=title))
-    heading = f"Patient {printable(patient, longest=_LONGEST)}"
-    return layout_page(panels, name=heading, details=details)
+            details = ["CAUTION: the picture of a marked slide has the reason.", NOTICE]
+        panels.append(replace(panel, title=title, has_scale=False))
+    heading = f"Patient {printable(patient, longest=_LONGEST)}: {panel.title}"
+    return layout_page(panels, name=heading, details=[f"{len(paths)} slides", *details])
+
+
+def _read_for_view(path: Path, view: str) -> PatientMap:
+    patient_map = read_map(path)
+    if view == "cam" and patient_map.cam is None:
+        raise MapError(
+            f"{path}: has no CAM; leave out --view cam, or make the map again with a CAM"
+        )
+    return patient_map
 
 
 def read_panel_input(
