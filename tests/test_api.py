@@ -173,7 +173,7 @@ def test_slides_become_maps_as_on_the_command_line(
     checkpoint, out = trained.source, tmp_path / "maps"
     assert checkpoint is not None
     slide = write_slide(tmp_path / "scan.tif", {(0, 0): 1, (1, 1): 2}, rows=2, cols=2)
-    (path,) = wsi_idc.map_slides(slide, out, checkpoint=checkpoint.parent, device="cpu")
+    (path,) = wsi_idc.map_slides(slide, out=out, checkpoint=checkpoint.parent, device="cpu")
     assert path == out / "scan.h5"
     opened = open_one(path)
     assert (opened.patient, opened.row_col.tolist()) == ("scan", [[0, 0], [1, 1]])
@@ -181,7 +181,7 @@ def test_slides_become_maps_as_on_the_command_line(
     result = run_command(capsys, "map", slide, *words)
     assert json.loads(result.out)["kept"] == {"scan": str(path)}
     before = path.stat().st_mtime_ns
-    assert wsi_idc.map_slides([slide], out, checkpoint=checkpoint, device="cpu") == [path]
+    assert wsi_idc.map_slides([slide], out=out, checkpoint=checkpoint, device="cpu") == [path]
     assert path.stat().st_mtime_ns == before
     probability, cams = wsi_idc.predict(opened.read_patches(), cams=True, checkpoint=checkpoint)
     main = opened.probability if opened.unsmoothed is None else opened.unsmoothed
@@ -189,14 +189,14 @@ def test_slides_become_maps_as_on_the_command_line(
     np.testing.assert_allclose(cams, opened.cam, rtol=1e-4, atol=1e-5)
     lost = [tmp_path / "lost.svs", slide]
     with pytest.raises(wsi_idc.WsiIdcError, match=r"1 of 2 maps were not made: lost: .*lost\.svs"):
-        wsi_idc.map_slides(lost, out, checkpoint=checkpoint)
+        wsi_idc.map_slides(lost, out=out, checkpoint=checkpoint)
     with pytest.raises(wsi_idc.WsiIdcError, match="0 um/px is impossible"):
-        wsi_idc.map_slides(slide, out, checkpoint=checkpoint, mpp=0)
+        wsi_idc.map_slides(slide, out=out, checkpoint=checkpoint, mpp=0)
 
 
 def test_a_manifest_with_several_slides_of_a_patient(trained: Checkpoint, tmp_path: Path):
     manifest = make_slides(tmp_path) / "slides/slides.csv"
-    paths = wsi_idc.map_slides(manifest, tmp_path / "maps", checkpoint=trained.source)
+    paths = wsi_idc.map_slides(manifest, out=tmp_path / "maps", checkpoint=trained.source)
     assert paths == [tmp_path / "maps" / name for name in ("P/one.h5", "P/two.h5", "Q.h5")]
     assert list(wsi_idc.open_map(tmp_path / "maps/P.h5").slides) == ["one", "two"]
 

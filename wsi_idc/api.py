@@ -47,7 +47,11 @@ _PLOT_DPI = 150
 class Map(PatientMap):
     """Map of a patient or slide, read from a file.
 
-    The arrays of ``N`` patches and the settings of the map are attributes; see ``PatientMap``.
+    The values of the N patches are arrays: ``probability``, ``label``, ``coords`` (x, y in level-0
+    px), ``row_col``, and optional ones such as ``cam``, ``novelty`` and ``flags``; None replaces an
+    array that the map does not have. ``threshold``, ``mpp``, ``slide``, ``model`` and
+    ``provenance`` describe the map.
+    The base class ``PatientMap`` documents all attributes.
 
     Attributes:
         path: Map file.
@@ -257,8 +261,8 @@ def open_pack(path: PathLike | None = None) -> "Pack":
 
 def map_slides(
     slides: PathLike | Iterable[PathLike],
-    out: PathLike = DEFAULT_MAPS,
     *,
+    out: PathLike = DEFAULT_MAPS,
     checkpoint: PathLike | None = None,
     mpp: float | None = None,
     tta: bool = False,
@@ -315,7 +319,7 @@ def map_slides(
 
 @overload
 def predict(
-    patches: ArrayLike,
+    patches: "ArrayLike",
     *,
     cams: Literal[False] = ...,
     checkpoint: PathLike | None = ...,
@@ -328,7 +332,7 @@ def predict(
 
 @overload
 def predict(
-    patches: ArrayLike,
+    patches: "ArrayLike",
     *,
     cams: Literal[True],
     checkpoint: PathLike | None = ...,
@@ -340,7 +344,7 @@ def predict(
 
 
 def predict(
-    patches: ArrayLike,
+    patches: "ArrayLike",
     *,
     cams: bool = False,
     checkpoint: PathLike | None = None,

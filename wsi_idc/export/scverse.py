@@ -82,7 +82,7 @@ def to_anndata(maps: Mapping[str, PatientMap]) -> "AnnData":
     obs = pd.concat(tables)
     obs["map"] = obs["map"].astype("category")
     # If only some maps have flags, pandas joins them as objects, which .h5ad files cannot store.
-    flags = [column for column in obs if column.startswith("flag_")]
+    flags = [column for column in obs if str(column).startswith("flag_")]
     obs = obs.astype(dict.fromkeys(flags, "boolean"))
     name = next(iter(maps.values())).class_names[1]
     return anndata.AnnData(
