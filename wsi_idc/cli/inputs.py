@@ -1,9 +1,12 @@
-"""Find the checkpoints and the map files that a command line names."""
+"""Find the checkpoints, patients, slides and map files that a command line names."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
+from wsi_idc.cli.options import TISSUE_PARAMETERS, changed
 from wsi_idc.cli.output import echo_note
 from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_RUNS
 from wsi_idc.core.errors import MapError
@@ -64,3 +67,47 @@ def find_maps(paths: Sequence[Path]) -> list[Path]:
         where = ", ".join(map(str, paths)) or f"{DEFAULT_MAPS}/"
         raise MapError(f"no maps in {where}; make maps with wsi-idc map, or give other paths")
     return list(maps)
+
+
+def split_inputs(
+    arguments: tuple[Path, ...], patients: tuple[str, ...], slides: tuple[Path, ...]
+) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """Return the ids of all given patients, and the paths of all given slides.
+
+    Args:
+        arguments: Words without an option; each is the id of a patient, or a slide.
+        patients: Values of ``--patient``: ids, separated by commas.
+        slides: Values of ``--slide``.
+    """
+    texts = list(patients)
+    paths = list(slides)
+    for argument in arguments:
+        # Files after --slide come from a pattern of the shell.
+        if slides or len(argument.parts) > 1 or argument.suffix or argument.exists():
+            paths.append(argument)
+        else:
+            texts.append(str(argument))
+    ids = [name.strip() for text in texts for name in text.split(",")]
+    return tuple(filter(None, ids)), tuple(paths)
+
+
+def check_inputs(patients: tuple[str, ...], slides: tuple[Path, ...]) -> None:
+    """Raise UsageError if the inputs of ``input_options`` are ambiguous, or an option is unused."""
+    given = click.get_current_context().params
+    for_slides = bool(slides or given["manifest"])
+    for_patients = bool(patients or given["patients_file"])
+    inputs = [for_patients, given["everyone"], bool(slides), bool(given["manifest"])]
+    if sum(inputs) != 1:
+        raise click.UsageError(
+            "give patients (PATIENT... or --patients-file FILE), --all, slides (FILE...) or "
+            "--manifest CSV; these four cannot be combined."
+        )
+    if not for_slides and (unused := changed("mpp", "mask", "stride", *TISSUE_PARAMETERS)):
+        raise click.UsageError(
+            f"{', '.join(unused)} has no effect on a pack: its patches are already cut."
+        )
+    if for_slides and changed("data"):
+        # An id is taken for a slide if it has a dot, or if a folder has the same name.
+        names = [str(path) for path in given["files"] if len(path.parts) == 1]
+        hint = f"; if {names[0]} is a patient, give --patient {names[0]}" if names else ""
+        raise click.UsageError(f"--data is for patients of a pack, not for slides{hint}.")

@@ -167,6 +167,20 @@ slide_options = _block(
         "Patches overlap if this distance is less than the patch size.  [default: the patch size]",
     ),
 )
+# Patients and slides: ``map`` and ``features`` share them; ``inputs.split_inputs`` uses the values.
+input_options = _block(
+    click.argument("files", nargs=-1, type=PATH, metavar="[PATIENT | FILE]..."),
+    click.option(
+        "--patient", "patients", multiple=True, help="Ids of patients, separated by commas."
+    ),
+    click.option("--patients-file", type=PATH, help="Text file with one patient id per line."),
+    click.option("--all", "everyone", is_flag=True, help="Take all patients of the data."),
+    click.option("--slide", "slides", multiple=True, type=PATH, help="Slide, or folder of slides."),
+    click.option("--manifest", type=PATH, help="CSV file of slides: slide, patient, mpp, mask."),
+    click.option(
+        "--shard", metavar="I/N", help="Divide the work into N equal parts, and do only part I."
+    ),
+)
 cam_options = _block(
     with_default(
         "--cam-method",

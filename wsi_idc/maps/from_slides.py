@@ -81,7 +81,7 @@ class SlideSource:
 
     def _plan_slide(self, row: ManifestRow, builder: MapBuilder) -> PlannedMap:
         try:
-            with self._open(row) as slide:
+            with self.open(row) as slide:
                 key = self._cache_key(builder, row, slide)
                 patches, _ = self._segment_and_tile(builder, row, slide, key)
         except (WsiIdcError, OSError) as error:
@@ -139,7 +139,7 @@ class SlideSource:
         self, row: ManifestRow, builder: MapBuilder, report: MapReport, copy: Path | None
     ) -> "_PreparedSlide | None":
         """Open a slide and find the positions of its patches; None if no new map is needed."""
-        slide = self._open(row, copy)
+        slide = self.open(row, copy)
         try:
             key = self._cache_key(builder, row, slide)
             if builder.select(row.map_name, key, report, data=row.slide):
@@ -153,19 +153,39 @@ class SlideSource:
     def _segment_and_tile(
         self, builder: MapBuilder, row: ManifestRow, slide: Slide, cache_key: dict[str, Any]
     ) -> tuple[PatientPatches, SlidePatches]:
-        """Find the tissue of a slide and the positions of its patches. Pixels are not read."""
-        spec, settings = input_spec(builder.predictor), self.settings.for_slide(row)
-        tiled = tile_slide(slide, settings, patch_px=spec.patch_px, mpp=spec.mpp)
-        reader = tiled.patches
+        spec = input_spec(builder.predictor)
+        patches, reader = self.tile(
+            row, slide, patch_px=spec.patch_px, mpp=spec.mpp, identity=cache_key
+        )
         builder.validate_cam_size(len(reader), patch_px=spec.patch_px)
+        return patches, reader
+
+    def tile(
+        self, row: ManifestRow, slide: Slide, *, patch_px: int, mpp: float, identity: dict[str, Any]
+    ) -> tuple[PatientPatches, SlidePatches]:
+        """Find the tissue of a slide and the positions of its patches. Pixels are not read.
+
+        Args:
+            row: Row of the slide.
+            slide: The slide; it must stay open while patches are read.
+            patch_px: Side of a patch in px.
+            mpp: Microns per px of a patch.
+            identity: Entry of the provenance.
+
+        Returns:
+            The patches, and their reader.
+        """
+        settings = self.settings.for_slide(row)
+        tiled = tile_slide(slide, settings, patch_px=patch_px, mpp=mpp)
+        reader = tiled.patches
         patches = PatientPatches(
             patient=row.patient,
             slide_name=_slide_name(row),
             source="slide",
-            provenance={"data": str(row.slide), "identity": cache_key},
-            patch_px=spec.patch_px,
-            stride_px=settings.stride_px or spec.patch_px,
-            mpp=spec.mpp,
+            provenance={"data": str(row.slide), "identity": identity},
+            patch_px=patch_px,
+            stride_px=settings.stride_px or patch_px,
+            mpp=mpp,
             mpp_source="model",
             coords=reader.coords,
             row_col=reader.row_col,
@@ -179,32 +199,40 @@ class SlideSource:
 
     def _needs_map(self, row: ManifestRow, builder: MapBuilder) -> bool:
         try:
-            with self._open(row) as slide:
+            with self.open(row) as slide:
                 key = self._cache_key(builder, row, slide)
             return builder.select(row.map_name, key, MapReport(), data=row.slide)
         except (WsiIdcError, OSError):
             return False  # ``predict`` reports the reason
 
-    def _open(self, row: ManifestRow, copy: Path | None = None) -> Slide:
+    def open(self, row: ManifestRow, copy: Path | None = None) -> Slide:
+        """Open a slide; ``copy`` is a copy of its file on a faster disk."""
         return open_slide(row.slide, mpp=self.settings.for_slide(row).mpp, copy=copy)
 
     def _cache_key(self, builder: MapBuilder, row: ManifestRow, slide: Slide) -> dict[str, Any]:
-        spec, settings = input_spec(builder.predictor), self.settings.for_slide(row)
+        spec = input_spec(builder.predictor)
+        return builder.cache_key(**self.data_key(row, slide, patch_px=spec.patch_px, mpp=spec.mpp))
+
+    def data_key(
+        self, row: ManifestRow, slide: Slide, *, patch_px: int, mpp: float
+    ) -> dict[str, Any]:
+        """Return the values of a slide and its patches that determine the content of a map."""
+        settings = self.settings.for_slide(row)
         # Without a mask, the key is the same as in maps of version 0.1.0.
         frame = {"mask_frame": settings.mask_frame} if settings.mask else {}
-        return builder.cache_key(
+        return {
             **frame,
-            data=slide.fingerprint(),
-            slide_mpp=slide.mpp,
-            mpp=spec.mpp,
-            mpp_source=slide.mpp_source,
-            mask=mask_fingerprint(settings.mask),
-            min_tissue=settings.min_tissue,
-            tissue_threshold=settings.tissue_threshold,
-            min_piece_mm2=settings.min_piece_mm2,
-            min_hole_mm2=settings.min_hole_mm2,
-            stride_px=settings.stride_px or spec.patch_px,
-        )
+            "data": slide.fingerprint(),
+            "slide_mpp": slide.mpp,
+            "mpp": mpp,
+            "mpp_source": slide.mpp_source,
+            "mask": mask_fingerprint(settings.mask),
+            "min_tissue": settings.min_tissue,
+            "tissue_threshold": settings.tissue_threshold,
+            "min_piece_mm2": settings.min_piece_mm2,
+            "min_hole_mm2": settings.min_hole_mm2,
+            "stride_px": settings.stride_px or patch_px,
+        }
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from wsi_idc.core.files import sha256
 from wsi_idc.core.text import shorten_list
 from wsi_idc.models.architecture import Architecture, HubWeights
 from wsi_idc.models.checkpoint import FORMAT, is_dense, load_checkpoint, load_state, load_tensors
-from wsi_idc.models.registry import MODEL_NAMES, architecture
+from wsi_idc.models.registry import IMAGENET_MEAN, IMAGENET_STD, MODEL_NAMES, architecture
 
 # Auxiliary heads. Only torchvision's own training uses them; networks here do not have them.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -27,6 +27,13 @@ class Normalization(NamedTuple):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+def usual_normalization(arch: Architecture) -> Normalization:
+    """Return the normalization of a file of weights that states none."""
+    if isinstance(arch.imagenet, HubWeights):
+        return Normalization(arch.imagenet.mean, arch.imagenet.std)
+    return Normalization(IMAGENET_MEAN, IMAGENET_STD)
 
 
 def check_imagenet(arch: Architecture) -> None:

@@ -167,7 +167,7 @@ def _build_model(config: TrainConfig, pack: Pack, train_rows: NDArray[np.int64])
         normalization = pretrained.Normalization(*channel_statistics(histogram))
     elif config.normalize != "auto":
         normalization = _IMAGENET if config.normalize == "imagenet" else _SYMMETRIC
-    mean, std = normalization or _IMAGENET
+    mean, std = normalization or pretrained.usual_normalization(arch)
     classifier = PatchClassifier(
         arch, network, input_px=config.input_size or None, mean=mean, std=std
     )
