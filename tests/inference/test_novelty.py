@@ -80,7 +80,7 @@ def test_patches_with_infinite_values_are_left_out(
 
 def test_a_large_role_is_sampled(monkeypatch):
     monkeypatch.setattr(novelty, "MAX_PATCHES", 3)
-    rows = novelty._sample(np.arange(100))
+    rows = novelty.sample_rows(np.arange(100))
     assert len(np.unique(rows)) == 3
-    assert np.array_equal(rows, novelty._sample(np.arange(100)))
-    assert np.array_equal(novelty._sample(np.arange(3)), np.arange(3))
+    assert np.array_equal(rows, novelty.sample_rows(np.arange(100)))
+    assert np.array_equal(novelty.sample_rows(np.arange(3)), np.arange(3))

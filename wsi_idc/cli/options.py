@@ -260,11 +260,29 @@ resample_options = _block(
 )
 
 
+class _NumberOrWord(click.ParamType):
+    """Type of an option: a number of the type ``kind``, or one of ``words``."""
+
+    name = "text"
+
+    def __init__(self, kind: type, words: tuple[str, ...]) -> None:
+        self.kind, self.words = click.types.convert_type(kind), words
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return the name of the type for the help text."""
+        return "|".join((self.kind.name.upper(), *self.words))
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Convert text; raise click's usage error if the text is neither a number nor a word."""
+        return value if value in self.words else self.kind.convert(value, param, ctx)
+
+
 def _config_option(field: Field[Any]) -> Callable[[Any], Any]:
-    choices = field.metadata["choices"]
+    choices, words, kind = field.metadata["choices"], field.metadata["words"], type(field.default)
+    own_type = _NumberOrWord(kind, words) if words else kind
     return with_default(
         f"--{field.name.replace('_', '-')}",
-        type=click.Choice(choices) if choices else type(field.default),
+        type=click.Choice(choices) if choices else own_type,
         default=field.default,
         help=field.metadata["help"],
     )

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import logging
+import time
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +17,18 @@ from torch import Tensor, nn
 
 from wsi_idc.core.constants import PREDICT_BATCH_SIZE
 from wsi_idc.core.errors import CheckpointError
+from wsi_idc.core.progress import progress
+from wsi_idc.data.feature_cache import FeatureCache, open_feature_cache
+from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predict import batch_predictor
+from wsi_idc.models.cam_layers import novelty_layer, num_channels
 from wsi_idc.models.classifier import PatchClassifier, eval_mode
 from wsi_idc.models.novelty import recorded_statistics
 from wsi_idc.runtime.device import DeviceConfig
+from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
 
+logger = logging.getLogger(__name__)
+_SECONDS_BETWEEN_WRITES = 2.0
 # Function that takes batches of patches, or batches of row numbers and a function that reads them,
 # as ``inference.predict.BatchPredictor`` does.
 ExtractFeatures = Callable[..., Generator["FeatureBatch", None, None]]
@@ -133,3 +143,91 @@ def encoder_fingerprint(classifier: PatchClassifier) -> str:
     mean, std = (x.flatten().tolist() for x in (classifier.mean, classifier.std))
     digest.update(json.dumps([arch.name, classifier.input_px, mean, std]).encode())
     return digest.hexdigest()
+
+
+def cached_features(
+    classifier: PatchClassifier,
+    pack: Pack,
+    rows: NDArray[np.int64],
+    *,
+    folder: Path,
+    device_config: DeviceConfig,
+    batch_size: int = PREDICT_BATCH_SIZE,
+    stop: StopRequest | None = None,
+) -> FeatureBatch:
+    """Return the features of patches of a pack, and the statistics of the novelty model's layer.
+
+    The values that an earlier call computed with the same encoder are read from a file. All new
+    values are written to this file, also before a stop.
+
+    Args:
+        classifier: Network with its preprocessing; the values of its last layer have no effect.
+        pack: Pack that contains the patches.
+        rows: Indices of the patches in the pack, shape (N,).
+        folder: Folder of the file.
+        device_config: Device and precision.
+        batch_size: Largest number of patches in a batch.
+        stop: Request to stop early.
+
+    Raises:
+        CheckpointError: The network has no features.
+        DataError: The file is damaged.
+        StoppedError: A stop was requested.
+    """
+    patch_px = pack.info.patch_px
+    layer = novelty_layer(classifier.arch, classifier.input_px or patch_px)
+    channels = num_channels(classifier.arch, classifier.input_px or patch_px, layer)
+    lengths = {"features": num_features(classifier, patch_px), "statistics": 2 * channels}
+    key = {
+        "encoder": encoder_fingerprint(classifier),
+        "data": pack.info.source_fingerprint,
+        "precision": device_config.precision,
+    }
+    opened = open_feature_cache(
+        *(folder, key),
+        num_rows=len(pack),
+        lengths=lengths,
+        on_wait=lambda: raise_if_stopped(stop),
+    )
+    with opened as cache:
+        missing = np.sort(cache.missing(rows))
+        num_done = 0
+        if len(missing):
+            options: Any = {"device_config": device_config, "batch_size": batch_size}
+            with feature_extractor(classifier, statistics_layer=layer, **options) as extract:
+                parts = (missing[i : i + batch_size] for i in range(0, len(missing), batch_size))
+                batches = extract(parts, pack.read)
+                num_done = _store(batches, cache, missing, stop)
+        num_read = len(rows) - len(missing)
+        logger.info("features: %d computed, %d read from %s", num_done, num_read, cache.path)
+        if num_done < len(missing):
+            state = f" after the features of {num_done} of {len(missing)} patches, which are kept"
+            raise_if_stopped(stop, state)
+        return FeatureBatch(cache.read("features", rows), cache.read("statistics", rows))
+
+
+def _store(
+    batches: Generator[FeatureBatch, None, None],
+    cache: FeatureCache,
+    rows: NDArray[np.int64],
+    stop: StopRequest | None,
+) -> int:
+    """Write batches of the patches ``rows`` to a cache until a stop; return the number written."""
+    pending: list[FeatureBatch] = []
+    num_written, last_write = 0, time.monotonic()
+    with closing(batches), progress(len(rows), what="features") as bar:
+        for batch in batches:
+            pending.append(batch)
+            bar.update(len(batch.features))
+            num_pending = sum(len(each.features) for each in pending)
+            is_last = num_written + num_pending == len(rows)
+            is_stopped = bool(stop)
+            if is_last or is_stopped or time.monotonic() - last_write > _SECONDS_BETWEEN_WRITES:
+                features, statistics = map(np.concatenate, zip(*pending, strict=True))
+                chosen = rows[num_written : num_written + num_pending]
+                cache.write(chosen, features=features, statistics=statistics)
+                num_written += num_pending
+                pending, last_write = [], time.monotonic()
+            if is_stopped:
+                break
+    return num_written

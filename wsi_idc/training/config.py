@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from wsi_idc.data.pack import Pack
     from wsi_idc.data.splits import Split
 
+ALL_FROZEN = "all"  # value of ``freeze``
 IMBALANCES = ("none", "class-weights", "oversample", "focal")
+# Settings that a linear probe does not support.
+_NOT_FROZEN = ("label_smoothing", "mixup", "cutmix", "cell_loss")
 # Settings that may change after a training, because they do not change the weights.
 CALIBRATION_FIELDS = ("threshold_by", "target_sensitivity")
 # Settings that were added after version 0.1.0, with their defaults.
@@ -49,8 +52,11 @@ KNOWN_MODELS = {
 }
 
 
-def _option(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"help": help_text, "choices": choices})
+def _option(
+    default: Any, help_text: str, choices: tuple[str, ...] = (), words: tuple[str, ...] = ()
+) -> Any:
+    """Return a field of a setting; ``words`` are texts that a number may have as its value."""
+    return field(default=default, metadata={"help": help_text, "choices": choices, "words": words})
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,12 @@ class TrainConfig:
         "symmetric: both are 0.5, for an input from -1 to 1; auto: initial weights, else dataset.",
         choices=("auto", "imagenet", "dataset", "symmetric"),
     )
-    freeze: int = _option(0, "Number of epochs at the start that train only the head.")
+    freeze: int | str = _option(
+        0,
+        "Number of epochs at the start that train only the head. all: fit the head to the features "
+        "of a frozen network, by logistic regression (a linear probe).",
+        words=(ALL_FROZEN,),
+    )
     split: str = _option(
         "auto",
         "Split: canonical, canonical+unlisted, ratio:70/15/15, kfold:5/0, a CSV (patient,split) or "
@@ -171,6 +182,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for option in fields(self):
             value, kind = getattr(self, option.name), type(option.default)
+            if isinstance(value, str) and value in option.metadata["words"]:
+                continue
             is_valid = isinstance(value, (int, float) if kind is float else kind)
             if not is_valid or isinstance(value, bool):
                 raise RunError(f"{option.name} is {value!r}; it must be of type {kind.__name__}")
@@ -186,6 +199,8 @@ class TrainConfig:
             )
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
+            if isinstance(value, str):
+                continue
             if not low <= value <= high or value == math.inf:
                 limits = f"from {low} to {high}"
                 if high == math.inf:
@@ -196,6 +211,20 @@ class TrainConfig:
                 f"focal_gamma {self.focal_gamma:g} has no effect with imbalance {self.imbalance}; "
                 "remove it, or choose imbalance focal"
             )
+
+        if self.is_probe:
+            unused = [name for name in _NOT_FROZEN if getattr(self, name)]
+            unused += ["imbalance focal"] if self.imbalance == "focal" else []
+            if unused:
+                raise RunError(
+                    f"freeze {ALL_FROZEN} fits only a linear layer, without {unused[0]}; leave out "
+                    "one of them"
+                )
+
+    @property
+    def is_probe(self) -> bool:
+        """True if only the last layer is fitted, to the features of a frozen network."""
+        return self.freeze == ALL_FROZEN
 
     @property
     def training_settings(self) -> dict[str, Any]:
