@@ -17,7 +17,7 @@ from wsi_idc.core.constants import MAX_SEED
 from wsi_idc.core.errors import RunError
 from wsi_idc.core.files import regular_file, sha256
 from wsi_idc.core.metric_table import MONITOR_METRICS
-from wsi_idc.models.checkpoint_files import MAX_BYTES
+from wsi_idc.models.checkpoint_files import MAX_BYTES, find_weights
 
 if TYPE_CHECKING:
     from wsi_idc.data.pack import Pack
@@ -70,8 +70,8 @@ class TrainConfig:
     )
     weights: str = _option(
         "auto",
-        "Initial weights: imagenet (the published weights of the model), none, or a file (.pt, "
-        ".safetensors). auto: imagenet if the model has published weights, else none.",
+        "Initial weights: imagenet (the published weights of the model), none, a file (.pt, "
+        ".safetensors), or a folder with model.safetensors or pytorch_model.bin. auto: imagenet if the model has published weights, else none.",
     )
     input_size: int = _option(
         0, "Side in px to which patches are resized; 0: usual size (cnn, cnn-bn: not resized)."
@@ -305,7 +305,7 @@ def weights_fingerprint(config: TrainConfig) -> str | None:
     if not is_weights_file(config.weights):
         return None
     try:
-        path = regular_file(Path(config.weights), MAX_BYTES)
+        path = regular_file(find_weights(Path(config.weights)), MAX_BYTES)
         status = path.stat()
         return _sha256(path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
     except OSError as error:

@@ -18,6 +18,7 @@ from wsi_idc.core.progress import progress
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
+from wsi_idc.models.checkpoint_files import find_weights
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import SINGLE_PROCESS, World
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped, stopped_error
@@ -94,7 +95,7 @@ def train(
         if _is_finished(run, world):
             return validation.load_or_recalibrate(config, pack, run, **devices)
     elif is_weights_file(config.weights):
-        run.protect_weights(Path(config.weights))
+        run.protect_weights(find_weights(Path(config.weights)))
     options = {"run": run, "micro_batch": micro_batch, **devices}
     if config.is_probe and world.size > 1:
         raise RunError(
