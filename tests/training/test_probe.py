@@ -116,6 +116,16 @@ def test_settings_without_effect_are_refused():
         replace(PROBE, freeze="most")
 
 
+def test_the_features_are_in_the_run_if_the_folder_of_the_pack_cannot_be_written(
+    pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # The superuser may write into every folder.
+    monkeypatch.setattr("wsi_idc.training.probe.os.access", lambda *_: False)
+    fit(pack, tmp_path / "a")
+    assert not (tmp_path / "small.features").exists()
+    assert len(list((tmp_path / "a" / "features").glob("*.h5"))) == 1
+
+
 def test_a_cache_continues_and_refuses_damage(tmp_path: Path):
     key, lengths = {"encoder": "a"}, {"features": 3}
     rows, values = np.array([1, 2, 5]), np.arange(9, dtype=np.float32).reshape(3, 3)

@@ -212,7 +212,6 @@ class TrainConfig:
                 f"focal_gamma {self.focal_gamma:g} has no effect with imbalance {self.imbalance}; "
                 "remove it, or choose imbalance focal"
             )
-
         if self.is_probe:
             unused = [name for name in _NOT_FROZEN if getattr(self, name)]
             unused += ["imbalance focal"] if self.imbalance == "focal" else []

@@ -149,7 +149,8 @@ def choose_probe(
     # With standardized features, the penalty is equal for all features.
     mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
     std = np.where(std > 0, std, 1.0)
-    scaled = ((features - mean) / std).astype(np.float32)
+    scaled = features - mean.astype(np.float32)
+    scaled /= std.astype(np.float32)
     model = LogisticRegression(
         class_weight=dict(enumerate(class_weight.tolist())),
         max_iter=_MAX_ITERATIONS,
