@@ -58,8 +58,11 @@ def test_a_second_probe_reads_the_features_and_gives_the_same_weights(
     assert counts(caplog.text) == [(48, 0), (0, 48)]
     for name, value in first.state.items():
         torch.testing.assert_close(second.state[name], value, atol=0, rtol=0)
-    fit(pack, tmp_path / "c", replace(PROBE, seed=1))  # other random weights
-    assert counts(caplog.text)[2:] == [(48, 0)]
+    same = fit(pack, tmp_path / "c", replace(PROBE, imbalance="oversample"))
+    for name, value in first.state.items():
+        torch.testing.assert_close(same.state[name], value, atol=0, rtol=0)
+    fit(pack, tmp_path / "d", replace(PROBE, seed=1))  # other random weights
+    assert counts(caplog.text)[2:] == [(0, 48), (48, 0)]
     assert len(list((tmp_path / "small.features").glob("*.h5"))) == 2
 
 

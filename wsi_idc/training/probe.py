@@ -27,11 +27,12 @@ from wsi_idc.models.novelty import NoveltyModel
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
 from wsi_idc.training import validation
 from wsi_idc.training.config import monitored_value
+from wsi_idc.training.loss import inverse_frequency
 from wsi_idc.training.state import Training
 
 logger = logging.getLogger(__name__)
 
-# Strengths of the penalty; a large C is a weak penalty. The fits end when the AUC has fallen twice.
+# Values of C; a large C is a weak penalty. The fits end when the AUC has fallen twice in a row.
 PENALTIES = tuple(10.0**exponent for exponent in range(-6, 3))
 _MAX_FALLS = 2
 _MAX_ITERATIONS = 500
@@ -90,10 +91,11 @@ def fit_probe(
     train, val = np.split(computed.features, [len(rows["train"])])
     label = pack.index["label"].to_numpy().astype(np.int64)
     labels = {role: label[rows[role]] for role in ("train", "val")}
+    # Here, "oversample" is the same as "class-weights".
+    is_balanced = training.config.imbalance != "none"
+    class_weight = inverse_frequency(labels["train"]) if is_balanced else np.ones(2)
     probe = choose_probe(
-        *(train, labels["train"], val, labels["val"]),
-        class_weight=training.loss.class_weight.cpu().numpy(),
-        stop=stop,
+        *(train, labels["train"], val, labels["val"]), class_weight=class_weight, stop=stop
     )
     set_head(classifier, probe)
     logit = logits_of(val, probe)
