@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.inputs import check_inputs, find_checkpoints, read_checkpoint, split_inputs
+from wsi_idc.cli.inputs import check_inputs, find_checkpoints, split_inputs
 from wsi_idc.cli.options import (
     PATH,
     TISSUE_PARAMETERS,
@@ -183,6 +183,7 @@ def _encoder(
     patch_mpp: float,
 ) -> "Encoder":
     from wsi_idc.features.encoder import encoder_of_checkpoint, pretrained_encoder
+    from wsi_idc.models.checkpoint import load_finished_checkpoint
 
     if model:
         if pack is not None:
@@ -190,7 +191,7 @@ def _encoder(
         return pretrained_encoder(
             model, weights, input_px=input_size, patch_px=patch_px, mpp=patch_mpp
         )
-    checkpoint = read_checkpoint(paths[0])
+    checkpoint = load_finished_checkpoint(paths[0])
     if pack is not None:
         from wsi_idc.inference.predictor import Predictor
 

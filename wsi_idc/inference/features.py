@@ -72,9 +72,9 @@ def feature_extractor(
         if statistics_layer is not None:
             hook = recorded_statistics(encoder.network, statistics_layer)
             statistics = stack.enter_context(hook)
-        predict_batches = stack.enter_context(
-            batch_predictor(lambda: [encoder], device_config=config, batch_size=batch_size)
-        )
+        # The hooks need one batch after the other.
+        options: Any = {"device_config": config, "batch_size": batch_size, "num_in_flight": 1}
+        predict_batches = stack.enter_context(batch_predictor(lambda: [encoder], **options))
 
         def extract(items: Any, read: Any = None) -> Generator[FeatureBatch, None, None]:
             features.clear()

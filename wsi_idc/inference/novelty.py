@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,9 +111,10 @@ def _statistics(
     """Compute the statistics of patches, shape (n, d)."""
     parts = []
     # A compiled network does not call the hook that records the statistics.
-    device_config = replace(device_config, compiled=False)
+    options: Any = {"device_config": replace(device_config, compiled=False)}
+    options["num_in_flight"] = 1  # the hook needs one batch after the other
     with recorded_statistics(classifier.network, layer) as recorded:
-        for prediction in predict([classifier], pack, rows, device_config=device_config):
+        for prediction in predict([classifier], pack, rows, **options):
             # Remove the padding of the batch. Element 1 may be the next batch.
             parts.append(recorded.pop(0)[: len(prediction.logit)].cpu().numpy())
     return np.concatenate(parts)
