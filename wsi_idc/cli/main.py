@@ -24,6 +24,7 @@ from wsi_idc.cli.download import download, fetch_weights
 from wsi_idc.cli.eval import eval_
 from wsi_idc.cli.explore import explore
 from wsi_idc.cli.export import export
+from wsi_idc.cli.features import features
 from wsi_idc.cli.info import info
 from wsi_idc.cli.job import job, status, submit
 from wsi_idc.cli.map import map_
@@ -85,7 +86,8 @@ def group() -> None:
 
 for _command in (
     *(demo, synth, download, prepare, explore, train, search, job, submit, status, eval_, compare),
-    *(use, map_, view, render, export, report, info, models, fetch_weights, doctor, bench),
+    *(use, map_, view, render, export, report, info, features, models, fetch_weights, doctor),
+    bench,
 ):
     group.add_command(_command)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.files import write_bytes
@@ -28,6 +29,12 @@ def patch_table(patient_map: PatientMap) -> pd.DataFrame:
         f"logit_{idc}": patient_map.logit[:, 1],
         "label": patient_map.label,
     }
+    return pd.DataFrame(columns | optional_columns(patient_map))
+
+
+def optional_columns(patient_map: PatientMap) -> dict[str, NDArray]:
+    """Return the columns of ``patch_table`` that are present only if the map has the values."""
+    columns: dict[str, NDArray] = {}
     for name in OPTIONAL_VALUES:
         if (values := getattr(patient_map, name)) is not None:
             columns[name] = values
@@ -37,7 +44,7 @@ def patch_table(patient_map: PatientMap) -> pd.DataFrame:
     if patient_map.cam is not None:
         columns["cam_mean"] = patient_map.cam.mean(axis=(1, 2))
         columns["cam_max"] = patient_map.cam.max(axis=(1, 2))
-    return pd.DataFrame(columns)
+    return columns
 
 
 def write_csv(patient_map: PatientMap, out: Path) -> None:

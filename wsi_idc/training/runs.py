@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from wsi_idc.core.errors import RunError, first_line
+from wsi_idc.core.errors import CheckpointError, RunError, first_line
 from wsi_idc.core.files import regular_file, write_json, write_text
 from wsi_idc.core.locks import retry_while_busy, wait_for_lock
 
@@ -235,6 +235,24 @@ def set_default(runs: Path, run: Path | None) -> None:
         text = os.path.relpath(run.absolute(), runs.absolute()) + "\n"
         # Another training may finish at the same moment; it writes the file within milliseconds.
         retry_while_busy(lambda: write_text(file, text), timeout=_SECONDS_OF_WRITING)
+
+
+def checkpoint_file(path: Path) -> Path:
+    """Return the checkpoint file of a finished run; return the path of any other file unchanged.
+
+    Raises:
+        CheckpointError: The path does not exist, or the training of the run is not finished.
+    """
+    if path.is_dir() and (finished := Run(path).finished_checkpoint).name != "best.pt":
+        raise CheckpointError(
+            f"{path}: the new training of this run is not finished; wait for it, run the same "
+            f"wsi-idc train again, or give {finished}"
+        )
+    if not path.exists() and path.suffix != ".pt":
+        raise CheckpointError(f"{path}: no such file; give a finished run or a .pt file")
+    if path.is_dir() and not (path / "best.pt").exists():
+        raise CheckpointError(f"{path}: no best.pt in this folder; give a finished run")
+    return path / "best.pt" if path.is_dir() else path
 
 
 def default_checkpoint(runs: Path) -> Path | None:

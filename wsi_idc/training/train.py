@@ -12,21 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from wsi_idc.core.constants import IDC
 from wsi_idc.core.errors import RunError
 from wsi_idc.core.progress import progress
 from wsi_idc.core.text import join_items
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
-from wsi_idc.inference.calibration import (
-    best_f1_threshold,
-    best_youden_threshold,
-)
-from wsi_idc.inference.probability import idc_probability
-from wsi_idc.metrics import classification as metrics
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
+from wsi_idc.models.checkpoint_files import find_weights
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import SINGLE_PROCESS, World
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped, stopped_error
@@ -43,6 +36,7 @@ from wsi_idc.training.config import (
 from wsi_idc.training.logger import RunLogger
 from wsi_idc.training.metric_loggers import parse_loggers
 from wsi_idc.training.optimizer import lr_factor, plateau_factor
+from wsi_idc.training.probe import fit_probe
 from wsi_idc.training.runs import Run
 from wsi_idc.training.setup import build_training
 from wsi_idc.training.state import Training, resume, save_state, to_checkpoint
@@ -107,8 +101,12 @@ def train(
         if _is_finished(run, world):
             return validation.load_or_recalibrate(config, pack, run, **devices)
     elif is_weights_file(config.weights):
-        run.protect_weights(Path(config.weights))
+        run.protect_weights(find_weights(Path(config.weights)))
     options = {"run": run, "micro_batch": micro_batch, **devices}
+    if config.is_probe and world.size > 1:
+        raise RunError(
+            f"freeze {config.freeze} uses one process; start the training without torchrun"
+        )
     training = build_training(resolve(config), pack, split, **options)
     world.barrier()
     try:
@@ -117,6 +115,8 @@ def train(
             if world.is_main and not overwrite:
                 run.validate_config(settings)
             if overwrite or not _is_finished(run, world):
+                if config.is_probe:
+                    return fit_probe(training, settings, stop=stop, on_epoch=on_epoch)
                 return _run_epochs(
                     training,
                     settings,
@@ -253,23 +253,10 @@ def _finish_epoch(training: Training, time_left: TimeLeft) -> None:
     usage = training.device_config.throughput.stats()
     logit, label = validation.predict_val(training)
     state.epoch += 1
-    probability = idc_probability(logit, temperature=1.0)
-    val = metrics.all_metrics(label, probability, threshold=0.5)
-    del val["prevalence"]
-    # The final checkpoint has no ``log_odds_shift``, and its threshold is chosen on val.
-    logit[:, IDC] -= training.log_odds_shift
-    largest = {}
-    for name, choose in (("f1", best_f1_threshold), ("balanced_accuracy", best_youden_threshold)):
-        threshold = choose(label, probability)
-        counts = vars(metrics.confusion(label, probability, threshold=threshold)).values()
-        largest[f"val_largest_{name}"] = float(metrics.threshold_metrics(*counts)[name])
-        largest[f"val_largest_{name}_threshold"] = threshold
     record = {
         "epoch": state.epoch,
         "train_loss": loss,
-        "val_loss": float(F.cross_entropy(torch.from_numpy(logit), torch.from_numpy(label))),
-        **{f"val_{name}": value for name, value in val.items() if not math.isnan(value)},
-        **largest,
+        **validation.val_metrics(logit, label, log_odds_shift=training.log_odds_shift),
         "learning_rate": training.optimizer.param_groups[0]["lr"],
         "patches_per_second": training.steps_per_epoch * training.patches_per_step / state.seconds,
         **(usage.shares if usage.num_patches else {}),
