@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test coverage check clean
+.PHONY: demo test coverage check docs clean
 
 # An empty stamp file says which extras .venv holds, so that a changed setup.cfg installs again.
 .venv/demo.stamp: setup.cfg pyproject.toml
@@ -26,6 +26,10 @@ check: .venv/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site of the documents, in site/; a test builds it too.
+docs: .venv/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # A test for each core, each with one thread. The tests of SLURM run by themselves, because its jobs use the cores;
 # each of the two processes has its own SLURM, since a job waits as long as it computes.
 test: check
@@ -37,4 +41,4 @@ coverage: check
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --ignore=tests/slurm --cov --cov-report=term
 
 clean:
-	rm -rf .venv build *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build site *.egg-info .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache

@@ -19,7 +19,7 @@ def test_the_readme_shows_the_lines_of_the_script():
         found = re.findall(r"^ *(wsi-idc .*?)(?: \"\$@\")?(?: +#.*)?$", text, re.MULTILINE)
         return [line.strip() for line in found]
 
-    section = (REPOSITORY / "README.md").read_text().partition("## On your own slides")[2]
+    section = (REPOSITORY / "README.md").read_text().partition("## Train on your own slides")[2]
     shown = lines(section.partition("\n## ")[0])
     assert [line.split()[1] for line in shown][:3] == ["synth", "prepare", "train"]
     assert shown == lines(OWN_SLIDES.read_text())

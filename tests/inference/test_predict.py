@@ -1,4 +1,6 @@
+import copy
 import shutil
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -7,23 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.classifiers import make_classifier, random_patches, trace_without_compiling
+from tests.classifiers import trace_without_compiling
 from wsi_idc.core.errors import CheckpointError, DeviceError
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predict import (
     RawPrediction,
     batch_predictor,
-    can_compile,
-    compile_predictor,
     predict,
     predict_logits,
 )
-from wsi_idc.models.architecture import Architecture
 from wsi_idc.models.cam import CamSpec, logits_and_cam
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier
-from wsi_idc.models.novelty import NoveltyModel, recorded_statistics
-from wsi_idc.runtime.device import select_device
+from wsi_idc.runtime.device import DeviceConfig, select_device
 from wsi_idc.runtime.transfer import DeviceTransfer
 
 needs_a_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
@@ -173,58 +171,55 @@ def test_slides_of_any_size_are_compiled_once(
     assert statistics["unique_graphs"] == 1
 
 
-def test_only_networks_and_cams_without_gradient_are_compiled():
-    classifier = make_classifier("cnn-bn")
-    for cam in (None, CamSpec(class_index=0), CamSpec(layer="features")):
-        assert can_compile(classifier, cam)
-    for cam in (CamSpec(layer="features.1"), CamSpec(method="layercam")):
-        assert not can_compile(classifier, cam)
-    assert not can_compile(make_classifier("squeezenet1_1", input_px=64), None)
-
-
-SLOW = (pytest.mark.slow, needs_a_compiler, pytest.mark.filterwarnings("default"))
-
-
-@pytest.mark.parametrize(
-    ("cam", "compiled"),
-    [(None, False), (CamSpec(class_index=0), False), pytest.param(CamSpec(), True, marks=SLOW)],
-)
-def test_a_traced_or_compiled_network_gives_the_same_results(
-    cam: CamSpec | None, compiled: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("options", [{}, {"cam": CamSpec()}, {"cam": CamSpec(method="layercam")}])
+def test_two_batches_in_flight_give_the_same_results_in_the_same_order(
+    trained: Checkpoint, cohort: Pack, two_threads: DeviceConfig, options: dict[str, Any]
 ):
-    if not compiled:
-        trace_without_compiling(monkeypatch)
-    classifier = make_classifier("cnn-bn").requires_grad_(False)
-    patches = random_patches(16)
-    layer = "features.4"
-    model = NoveltyModel(layer, torch.ones(96), torch.eye(96), torch.arange(2.0), 0.5, 0.1)
-    classifier.novelty = model
-    logits, maps, distance = compile_predictor(classifier, cam)(patches)
-    with recorded_statistics(classifier.network, layer) as recorded, torch.no_grad():
-        classifier(patches)
-    torch.testing.assert_close(distance, (recorded[0] - 1).norm(dim=1), atol=1e-4, rtol=1e-4)
-    expected = logits_and_cam(classifier, patches, class_index=cam.class_index if cam else 1)
-    torch.testing.assert_close(logits, expected[0], atol=1e-5, rtol=1e-4)
-    if cam is None:
-        assert maps is None
-    else:
-        assert cam.class_index == 0 or maps.max() > 0
-        torch.testing.assert_close(maps, expected[1], atol=1e-5, rtol=1e-4)
+    rows, config = np.arange(150)[::-1] % len(cohort), two_threads
+    one, two = (
+        run(trained.build(), cohort, rows, device_config=config, batch_size=size, **options)
+        for size in (31, 32)  # in a batch of 31 patches, there is only one part of 16 patches
+    )
+    assert [len(part.logit) for part in two] == [32, 32, 32, 32, 22]
+    one, two = map(RawPrediction.concatenate, (one, two))
+    for name in ("logit", "cam", "distance"):
+        if getattr(one, name) is not None:
+            np.testing.assert_allclose(getattr(two, name), getattr(one, name), atol=1e-5)
+    assert torch.get_num_threads() == 2
 
 
-class Tiny(nn.Module):
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, num_classes)
+def test_each_batch_in_flight_has_a_thread_and_a_network_of_its_own(
+    trained: Checkpoint, cohort: Pack, two_threads: DeviceConfig
+):
+    both, seen = threading.Barrier(2, timeout=30), []
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.conv(x).mean(dim=(2, 3)))
+    class Meeting(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: Tensor) -> Tensor:
+            if isinstance(images, Tensor):  # not while the fusion of batch norms traces the network
+                both.wait()  # until another thread is here
+                seen.append((len(images), torch.get_num_threads(), id(self)))
+            return self.network(images)
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> "Meeting":
+            return Meeting(copy.deepcopy(self.network, memo))
+
+    classifier = trained.build()
+    classifier.network, classifier.novelty = Meeting(classifier.network), None
+    run(classifier, cohort, np.arange(64) % len(cohort), device_config=two_threads, batch_size=32)
+    assert [entry[:2] for entry in seen] == [(16, 1)] * 4
+    assert len({network for *_, network in seen}) == 2
 
 
-def test_each_of_many_networks_is_compiled(monkeypatch: pytest.MonkeyPatch):
-    statistics = trace_without_compiling(monkeypatch)
-    arch = Architecture("tiny", Tiny, cam_layer="conv", head="fc", closed_form=True)
-    classifier, patches = make_classifier(arch).requires_grad_(False), random_patches(1)
-    for _ in range(9):  # one more than torch compiles of one code object
-        compile_predictor(classifier, None)(patches)
-    assert statistics["unique_graphs"] == 9
+def test_an_error_of_a_batch_in_flight_is_raised(
+    trained: Checkpoint, cohort: Pack, two_threads: DeviceConfig
+):
+    classifier = trained.build()
+    with torch.no_grad():
+        classifier.head.bias[0] = float("nan")
+    with pytest.raises(CheckpointError, match="not finite"):
+        run(classifier, cohort, np.arange(64) % len(cohort), device_config=two_threads)
+    assert torch.get_num_threads() == 2

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.classifiers import make_classifier, random_patches
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.inference.predict import can_compile
+from wsi_idc.inference.forward import can_compile
 from wsi_idc.models.cam import logits_and_cam
 from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.models.pretrained import load_weights_file

@@ -1,4 +1,5 @@
 import threading
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -28,6 +29,20 @@ def test_only_the_next_item_is_read_while_one_is_used():
     assert second.wait(10)
     assert keys == [0, 1]
     items.close()
+
+
+def test_more_items_than_threads_wait_to_be_read():
+    taken = []
+
+    def keys() -> Iterator[int]:
+        for key in range(10):
+            taken.append(key)
+            yield key
+
+    items = prefetch(lambda key: key, keys(), num=2, num_ahead=4)
+    assert next(items) == 0
+    assert taken == [0, 1, 2, 3, 4]
+    assert list(items) == list(range(1, 10))
 
 
 def test_error_of_a_read_is_raised_in_its_turn():

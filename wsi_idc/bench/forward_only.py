@@ -1,11 +1,14 @@
 """Bare network: only forward passes, with an input that is already in the device memory."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from wsi_idc.bench.timing import measure_rate
+from wsi_idc.inference.forward import batches_in_flight, shared_copies
 from wsi_idc.models.batch_norm import fuse_batch_norm
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.classifier import PatchClassifier, to_images
@@ -20,6 +23,8 @@ _SECONDS = 1.0
 class BareForward:
     """Benchmark variant that runs forward passes over one preprocessed batch, without CAMs.
 
+    As in ``wsi-idc map``, a CPU computes parts of the batch at the same time.
+
     Args:
         checkpoint: Checkpoint with the network. The batch norms of the network are fused, as in
             ``wsi-idc map``.
@@ -28,6 +33,7 @@ class BareForward:
 
     Attributes:
         classifier: Classifier on the device.
+        copies: Networks that compute at the same time.
         ready: Normalized and resized input of the network, shape (n, 3, h, w).
     """
 
@@ -37,19 +43,35 @@ class BareForward:
         classifier = fuse_batch_norm(checkpoint.build()).to(device_config.device)
         self.classifier: PatchClassifier = classifier.to(memory_format=torch.channels_last)
         self._device_config = device_config
+        num_copies = batches_in_flight(device_config, len(patches))
+        self.copies = [each.network for each in shared_copies(classifier, num_copies)]
         if device_config.compiled:
             classifier.network.compile(dynamic=False)
         with torch.inference_mode():
             on_device = torch.from_numpy(patches).to(device_config.device)
             self.ready = classifier.preprocess(to_images(on_device))
 
-    @torch.inference_mode()
     def __call__(self, num_batches: int = 1) -> int:
         """Run ``num_batches`` forward passes; return the number of processed patches."""
+        if len(self.copies) == 1:
+            self._forward(self.copies[0], self.ready, num_batches)
+            return num_batches * len(self.ready)
+        parts, num_threads = self.ready.tensor_split(len(self.copies)), torch.get_num_threads()
+
+        def run(network: nn.Module, part: Tensor) -> None:
+            torch.set_num_threads(num_threads // len(parts))
+            self._forward(network, part, num_batches)
+
+        with ThreadPoolExecutor(len(parts)) as pool:
+            list(pool.map(run, self.copies, parts))
+        torch.set_num_threads(num_threads)
+        return num_batches * len(self.ready)
+
+    @torch.inference_mode()
+    def _forward(self, network: nn.Module, images: Tensor, num_batches: int) -> None:
         for _ in range(num_batches):
             with self._device_config.autocast():
-                self.classifier.network(self.ready)
-        return num_batches * len(self.ready)
+                network(images)
 
     def rate(self) -> float:
         """Measure the patches per second: warm up first, then run for about one second."""

@@ -1,40 +1,34 @@
 """Prediction of batches of patches; a background thread reads the next batch."""
 
-import logging
+import functools
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import FunctionType
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from wsi_idc.core.constants import PREDICT_BATCH_SIZE
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.data.augmentation import INVERSE_DIHEDRAL, NUM_DIHEDRAL, dihedral
+from wsi_idc.data.augmentation import NUM_DIHEDRAL
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.patch_flags import patch_flags
-from wsi_idc.models.batch_norm import fuse_batch_norm
-from wsi_idc.models.cam import CamSpec, cam_extractor, cam_of_head
-from wsi_idc.models.classifier import PatchClassifier, to_images
-from wsi_idc.models.novelty import map_statistics, recorded_statistics
+from wsi_idc.inference.forward import (
+    BATCH_MULTIPLE,
+    batches_in_flight,
+    build_forward,
+    forward_views,
+)
+from wsi_idc.models.cam import CamSpec
+from wsi_idc.models.classifier import PatchClassifier
 from wsi_idc.runtime.device import DeviceConfig, oom_as_error
 from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.runtime.transfer import DeviceTensor, DeviceTransfer, PendingResult
-
-logger = logging.getLogger(__name__)
-
-# Function that takes patches on the device. It returns logits (n, num_classes), the CAM (n, h, w)
-# or None, and the distance (n,) or None.
-ForwardFn = Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor | None]]
-
-# A batch is padded to a multiple of this size. Otherwise, the last digits of the logits would
-# depend on the size of the batch, because devices compute small batches in another way.
-_BATCH_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -82,6 +76,8 @@ ReadFn = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 # Function that takes batches of patches (n, H, W, 3), uint8, and yields their predictions. With a
 # ``ReadFn``, it takes batches of row numbers, and reads their patches in the background.
 BatchPredictor = Callable[..., Generator[RawPrediction, None, None]]
+# Function that computes the outputs of ``forward_views`` for patches on the device.
+_ForwardFn = Callable[[Tensor], tuple[Tensor, Tensor | None, Tensor | None]]
 
 
 def predict(
@@ -101,7 +97,7 @@ def predict(
         pack: Pack that contains the patches.
         rows: Indices of the patches in the pack, shape (N,).
         batch_size: Number of patches in a batch.
-        options: Arguments ``device_config``, ``cam``, ``tta``, ``flag_mpp`` of ``batch_predictor``.
+        options: Other arguments of ``batch_predictor``.
     """
     parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
     with batch_predictor(lambda: classifiers, batch_size=batch_size, **options) as predict_batches:
@@ -117,6 +113,7 @@ def batch_predictor(
     cam: CamSpec | None = None,
     tta: bool = False,
     flag_mpp: float | None = None,
+    num_in_flight: int | None = None,
 ) -> Iterator[BatchPredictor]:
     """Context manager that yields a function, which predicts batches of patches.
 
@@ -129,40 +126,132 @@ def batch_predictor(
         cam: CAM to compute; None: no CAM.
         tta: Whether to predict all 8 views of each patch (its flips and quarter turns).
         flag_mpp: Microns per px of the patches, to compute their quality flags; None: no flags.
+        num_in_flight: Number of batches that are computed at the same time; None: the number that
+            the function ``batches_in_flight`` chooses. The number must be 1 if the caller has added
+            hooks to a network, because several threads would call the hooks.
     """
-    networks: list[ForwardFn] = []
-    views, meter = range(NUM_DIHEDRAL if tta else 1), device_config.throughput
+    num_copies = num_in_flight or batches_in_flight(device_config, batch_size)
+    views = range(NUM_DIHEDRAL if tta else 1)
+    copies: list[_ForwardFn] = []
 
     def predict_batches(
         items: Iterable[NDArray], read: ReadFn | None = None
     ) -> Generator[RawPrediction, None, None]:
-        if not networks:
-            networks.extend(_build_forward(m, device_config, cam, stack) for m in build())
-        transfer = DeviceTransfer(device_config.device)
-
-        def load(item: NDArray) -> tuple[DeviceTensor, int, NDArray[np.uint8] | None]:
-            patches = item if read is None else read(item)
-            flags = None if flag_mpp is None else patch_flags(patches, mpp=flag_mpp)
-            return *_pad_batch(patches, transfer, device_config, batch_size), flags
-
-        # A thread reads the next batch and computes its flags while the device computes.
-        in_thread = read is not None or flag_mpp is not None
-        batches = prefetch(load, items) if in_thread else map(load, items)
-        # The device computes a batch while the caller uses the results of the previous batch.
-        pending: list[tuple[list[bool], PendingResult, int, NDArray[np.uint8] | None]] = []
-        for padded, num, flags in meter.time_data_wait(batches):
-            with meter.time_compute(num), oom_as_error(num, device_config.device):
-                outputs = _forward(networks, padded.get(), device_config, views=views)
-            present = [output is not None for output in outputs]
-            result = transfer.download([output for output in outputs if output is not None])
-            pending.append((present, result, num, flags))
-            if len(pending) > 1:
-                yield _to_numpy(*pending.pop(0))
-        for entry in pending:
-            yield _to_numpy(*entry)
+        if not copies:
+            options: Any = {"device_config": device_config, "cam": cam, "stack": stack}
+            networks = [build_forward(m, num_copies=num_copies, **options) for m in build()]
+            copies.extend(
+                functools.partial(forward_views, each, device_config=device_config, views=views)
+                for each in zip(*networks, strict=True)
+            )
+        reader = _Reader(device_config, batch_size, read=read, flag_mpp=flag_mpp)
+        if len(copies) == 1:
+            yield from _predict_in_turn(copies[0], items, reader)
+        else:
+            yield from _predict_in_threads(copies, items, reader)
 
     with ExitStack() as stack:
         yield predict_batches
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch: padded patches on the device, number of patches, and their flags."""
+
+    patches: DeviceTensor
+    num: int
+    flags: NDArray[np.uint8] | None
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Function that reads a batch, computes its flags and uploads its patches to the device."""
+
+    device_config: DeviceConfig
+    batch_size: int
+    read: ReadFn | None
+    flag_mpp: float | None
+
+    @functools.cached_property
+    def transfer(self) -> DeviceTransfer:
+        return DeviceTransfer(self.device_config.device)
+
+    def __call__(self, item: NDArray) -> _Batch:
+        patches = item if self.read is None else self.read(item)
+        flags = None if self.flag_mpp is None else patch_flags(patches, mpp=self.flag_mpp)
+        # For a compiled network, all batches must have the same size.
+        num, full = len(patches), -(-self.batch_size // BATCH_MULTIPLE) * BATCH_MULTIPLE
+        padding = -num % (full if self.device_config.compiled else BATCH_MULTIPLE)
+        if padding:
+            patches = np.concatenate([patches, patches[:1].repeat(padding, axis=0)])
+        with oom_as_error(num, self.device_config.device):
+            return _Batch(self.transfer.upload(patches), num, flags)
+
+
+def _predict_in_turn(
+    forward: _ForwardFn, items: Iterable[NDArray], reader: _Reader
+) -> Iterator[RawPrediction]:
+    """Predict one batch after the other, each with all threads of the device."""
+    device, meter = reader.device_config.device, reader.device_config.throughput
+    # A thread reads the next batch and computes its flags while the device computes.
+    in_thread = reader.read is not None or reader.flag_mpp is not None
+    batches = prefetch(reader, items) if in_thread else map(reader, items)
+    # The device computes a batch while the caller uses the results of the previous batch.
+    pending: deque[tuple[_Batch, list[bool], PendingResult]] = deque()
+
+    def finish(batch: _Batch, present: list[bool], result: PendingResult) -> RawPrediction:
+        arrays = iter(result.arrays())
+        return _to_prediction(batch, [next(arrays) if here else None for here in present])
+
+    for batch in meter.time_data_wait(batches):
+        with meter.time_compute(batch.num), oom_as_error(batch.num, device):
+            outputs = forward(batch.patches.get())
+        present = [output is not None for output in outputs]
+        result = reader.transfer.download([output for output in outputs if output is not None])
+        pending.append((batch, present, result))
+        if len(pending) > 1:
+            yield finish(*pending.popleft())
+    for entry in pending:
+        yield finish(*entry)
+
+
+def _predict_in_threads(
+    copies: Sequence[_ForwardFn], items: Iterable[NDArray], reader: _Reader
+) -> Iterator[RawPrediction]:
+    """Predict several batches at the same time on a CPU; each copy of the networks has a thread."""
+    meter, num_copies = reader.device_config.throughput, len(copies)
+    num_threads = torch.get_num_threads()
+    # A batch is computed in parts, so that all threads together need the memory of one batch.
+    part_size = reader.batch_size // num_copies // BATCH_MULTIPLE * BATCH_MULTIPLE
+    idle: SimpleQueue[_ForwardFn] = SimpleQueue()
+    for forward in copies:
+        idle.put(forward)
+
+    def predict_batch(item: NDArray) -> RawPrediction:
+        torch.set_num_threads(num_threads // num_copies)
+        with meter.time_data_read(share=1 / num_copies):
+            batch = reader(item)
+        forward = idle.get()
+        try:
+            with (
+                meter.time_compute(batch.num, share=1 / num_copies),
+                oom_as_error(batch.num, reader.device_config.device),
+            ):
+                parts = [forward(part) for part in batch.patches.get().split(part_size)]
+        finally:
+            idle.put(forward)
+        columns = zip(*parts, strict=True)
+        return _to_prediction(
+            batch, [None if c[0] is None else torch.cat(c).numpy() for c in columns]
+        )
+
+    try:
+        # The queue is longer than the number of threads: a thread must not wait for the caller.
+        yield from prefetch(
+            predict_batch, meter.time_data_wait(items), num=num_copies, num_ahead=2 * num_copies
+        )
+    finally:
+        torch.set_num_threads(num_threads)  # the threads also set the number for new threads
 
 
 def predict_logits(
@@ -177,163 +266,12 @@ def predict_logits(
     return np.concatenate([empty, *(part.logit[:, 0] for part in parts)])
 
 
-def _build_forward(
-    classifier: PatchClassifier, device_config: DeviceConfig, cam: CamSpec | None, stack: ExitStack
-) -> ForwardFn:
-    """Build a function that runs a classifier on a batch; closing ``stack`` removes the hooks."""
-    cam = None if cam is None else cam.resolve(classifier)
-    with oom_as_error("the model; end other programs that use it", device_config.device):
-        classifier.eval().to(device_config.device)
-        # Do not fuse the layer of the CAM, because the CAM needs its original output.
-        fused = fuse_batch_norm(classifier, keep=None if cam is None else cam.layer)
-        fused.to(memory_format=torch.channels_last)
-    if device_config.compiled and can_compile(fused, cam):
-        return compile_predictor(fused, cam)
-    if device_config.compiled:
-        logger.info(
-            "%s is not compiled: --compile supports only networks of torchvision and this program "
-            "that end with average pooling and one linear layer, and only Grad-CAM at the last "
-            "feature map",
-            fused.arch.name,
-        )
-    if cam is None:
-        forward: Any = lambda patches: (fused(patches).float(), None)  # noqa: E731
-    else:
-        forward = stack.enter_context(cam_extractor(fused, **vars(cam)))
-    if fused.novelty is None:
-        return lambda patches: (*forward(patches), None)
-    novelty = fused.novelty.to(device_config.device)
-    recorded = stack.enter_context(recorded_statistics(fused.network, novelty.layer))
-
-    def forward_with_distance(patches: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        recorded.clear()
-        logits, cams = forward(patches)
-        # Element 0 belongs to the patches; smoothgradcam++ also records noisy images, but later.
-        return logits, cams, novelty.distance(recorded[0])
-
-    return forward_with_distance
-
-
-def can_compile(classifier: PatchClassifier, cam: CamSpec | None) -> bool:
-    """Return whether ``compile_predictor`` supports the classifier together with the CAM."""
-    arch = classifier.arch
-    is_last_map = cam is None or (cam.method == "gradcam" and cam.layer in (None, arch.cam_layer))
-    return arch.closed_form and is_last_map and not arch.prefix
-
-
-def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> ForwardFn:
-    """Return a compiled function that computes the logits, CAMs and distances of a batch.
-
-    The first call compiles the function. A new batch size compiles the function again, so all
-    batches should have the same size.
-
-    Args:
-        classifier: Classifier in eval mode, on the device that will run it.
-        cam: CAM for which ``can_compile`` returns True; None: no CAM.
-    """
-    from torchvision.models.feature_extraction import create_feature_extractor
-
-    arch, novelty = classifier.arch, classifier.novelty
-    if novelty is not None:
-        novelty = novelty.to(classifier.mean.device)
-    # This extractor returns the feature maps without a hook: a hook would split the compiled graph.
-    nodes = [arch.cam_layer, arch.head, *([novelty.layer] if novelty else [])]
-    network = create_feature_extractor(
-        classifier.network,
-        {name: name for name in nodes},
-        tracer_kwargs={"leaf_modules": [nn.Conv2d]},
-    ).eval()
-
-    def forward(patches: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        outputs = network(classifier.preprocess(patches))
-        logits, cams, distance = outputs[arch.head].flatten(1).float(), None, None
-        if cam is not None:
-            cams = cam_of_head(outputs[arch.cam_layer], classifier.head.weight[cam.class_index])
-        if novelty is not None:
-            distance = novelty.distance(map_statistics(outputs[novelty.layer]))
-        return logits, cams, distance
-
-    # torch compiles the same code object at most eight times, and an ensemble may have more
-    # networks. So each network gets its own copy of the code object.
-    own_code = FunctionType(forward.__code__.replace(), globals(), closure=forward.__closure__)
-    # dynamic=False: otherwise, torch would compile slower code at the second batch size.
-    return torch.no_grad()(torch.compile(own_code, dynamic=False))
-
-
-@torch.inference_mode()
-def _forward(
-    networks: Sequence[ForwardFn], patches: Tensor, device_config: DeviceConfig, *, views: range
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Run all networks on all views of a batch.
-
-    The results are logits, mean CAMs and distances, as in ``RawPrediction``.
-    """
-    logits, cams, distances = [], [], []
-    for network in networks:
-        for view in views:
-            seen = patches if view == 0 else _apply_view(to_images(patches), view)
-            with device_config.autocast():
-                logit, cam, distance = network(seen)
-            logits.append(logit)
-            if cam is not None:
-                cams.append(_apply_view(cam[:, None], INVERSE_DIHEDRAL[view])[:, 0])
-            if distance is not None and view == 0:
-                distances.append(distance)
-    mean_cam = _mean_cam(cams) if cams else None
-    return torch.stack(logits, 1), mean_cam, torch.stack(distances, 1) if distances else None
-
-
-def _apply_view(images: Tensor, view: int) -> Tensor:
-    """Flip or turn images (n, C, H, H); ``view`` is the number of one of the 8 views."""
-    if view == 0:
-        return images
-    turned = dihedral(images, torch.full((len(images),), view))
-    return turned.contiguous(memory_format=torch.channels_last)
-
-
-def _mean_cam(cams: Sequence[Tensor]) -> Tensor:
-    """Resize all CAMs (n, h, w) to the size of the first CAM; return their mean."""
-    size, resized = cams[0].shape[1:], []
-    for cam in cams:
-        if (own_size := cam.shape[1:]) != size:
-            cam = F.interpolate(cam[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
-            cam = cam * (own_size.numel() / size.numel())  # smaller cells have smaller values
-        resized.append(cam)
-    return torch.stack(resized).mean(dim=0)
-
-
-def _to_numpy(
-    present: Sequence[bool], result: PendingResult, num: int, flags: NDArray[np.uint8] | None
-) -> RawPrediction:
-    """Convert the outputs of ``_forward`` for a batch into a prediction.
-
-    Args:
-        present: For each output of ``_forward``, whether the output exists.
-        result: Outputs that exist, for a padded batch.
-        num: Number of patches in the batch, without the padding.
-        flags: Quality flags of the patches, or None.
-    """
-    arrays = iter(result.arrays())
-    outputs: list[Any] = [next(arrays)[:num] if here else None for here in present]
+def _to_prediction(batch: _Batch, outputs: Sequence[NDArray | None]) -> RawPrediction:
+    """Convert the logits, CAMs and distances of a padded batch into a prediction."""
+    logits, cams, distances = (None if x is None else x[: batch.num] for x in outputs)
     # NaN is not accepted, because in a map NaN marks a cell without a patch.
-    if not np.isfinite(outputs[0]).all():
+    if logits is None or not np.isfinite(logits).all():
         raise CheckpointError(
             "the model gives logits that are not finite; use --precision fp32, or train it again"
         )
-    logits, cams, distances = outputs
-    return RawPrediction(logits, cams, distances, flags)
-
-
-def _pad_batch(
-    patches: NDArray[np.uint8], transfer: DeviceTransfer, config: DeviceConfig, batch_size: int
-) -> tuple[DeviceTensor, int]:
-    """Pad a batch with copies of its first patch, and upload the batch to the device.
-
-    Return the padded batch and the number of patches without the padding.
-    """
-    # For a compiled network, all batches must have the same size.
-    num, full = len(patches), -(-batch_size // _BATCH_MULTIPLE) * _BATCH_MULTIPLE
-    padding = -num % (full if config.compiled else _BATCH_MULTIPLE)
-    padded = np.concatenate([patches, patches[:1].repeat(padding, axis=0)]) if padding else patches
-    with oom_as_error(num, transfer.device):
-        return transfer.upload(padded), num
+    return RawPrediction(logits, cams, distances, batch.flags)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -46,13 +47,13 @@ class ThroughputStats:
 class ThroughputMeter:
     """Object that measures the work of one device; ``start`` begins a new measurement.
 
-    The object never waits for the device. On CUDA, the object records an event before and after the
-    work of the network, and reads both events after the work has ended. On a CPU, the object reads
-    the clock.
+    Several threads may use the object. It never waits for the device. On CUDA, it records an event
+    before and after the work of the network, and reads both events after the work has ended. On a
+    CPU, it reads the clock.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self._device, self._lock = device, threading.Lock()
         self.start()
 
     def start(self) -> None:
@@ -73,8 +74,22 @@ class ThroughputMeter:
         self._data_seconds += perf_counter() - started
 
     @contextlib.contextmanager
-    def time_compute(self, num_patches: int) -> Iterator[None]:
-        """Context manager: if the block succeeds, add its time to the time of the network."""
+    def time_data_read(self, *, share: float) -> Iterator[None]:
+        """Context manager: add ``share`` of the time of the block to the time of waiting for data.
+
+        With n threads that read and compute, ``share`` is 1 / n.
+        """
+        started = perf_counter()
+        yield
+        with self._lock:
+            self._data_seconds += share * (perf_counter() - started)
+
+    @contextlib.contextmanager
+    def time_compute(self, num_patches: int, *, share: float = 1.0) -> Iterator[None]:
+        """Context manager: if the block succeeds, add its time to the time of the network.
+
+        With n threads that compute on a CPU, ``share`` is 1 / n.
+        """
         if self._device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             stream = torch.cuda.current_stream(self._device)
@@ -86,8 +101,10 @@ class ThroughputMeter:
         else:
             started = perf_counter()
             yield
-            self._network_seconds += perf_counter() - started
-        self._num_patches += num_patches
+            with self._lock:
+                self._network_seconds += share * (perf_counter() - started)
+        with self._lock:
+            self._num_patches += num_patches
 
     def _read_events(self) -> None:
         while self._events and self._events[0][1].query():
