@@ -103,6 +103,7 @@ def test_a_file_is_kept_until_its_settings_change(extraction: FeatureExtraction,
     assert changed.run(source).failed[name].startswith(reason)
     assert replace(changed, overwrite=True).run(source).made == {name: path}
     assert read_identity(path)["encoder"] == "other"
+    assert not (extraction.out / "pt_files" / f"{name}.pt").exists()  # it was of the old encoder
     path.write_bytes(path.read_bytes()[:3000])
     assert "is not a usable file of features" in extraction.run(source).failed[name]
     with pytest.raises(MapError, match="not a usable file"):

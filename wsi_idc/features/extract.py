@@ -215,8 +215,11 @@ class FeatureExtraction:
                 if self.stop:
                     return
         writers = [partial(write_features, path, patches, stored, self.encoder)]
+        tensor_path = pt_path(self.out, name)
         if self.with_pt:  # first, because the HDF5 file marks the work as done
-            writers.insert(0, partial(write_pt, pt_path(self.out, name), stored))
+            writers.insert(0, partial(write_pt, tensor_path, stored))
+        else:  # an old .pt file may have the features of another encoder
+            tensor_path.unlink(missing_ok=True)
         for write in writers:
             retry_while_busy(write, timeout=LOCK_TIMEOUT_SECONDS)
         report.made[name], report.patches[name] = path, num
