@@ -52,6 +52,8 @@ def _own_values(
     commands = ctx.parent.command.commands  # type: ignore[attr-defined]
     tables = [key for key, value in content.items() if isinstance(value, dict)]
     check_keys("the file", tables, commands)
+    if name in content and name not in tables:
+        raise JobError(f"{name} must be a table: write [{name}]")
     common, own = (
         {key.replace("-", "_"): value for key, value in part.items()}
         for part in (

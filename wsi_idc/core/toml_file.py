@@ -26,7 +26,9 @@ def load_toml(path: Path, *, remedy: str = "give a job file") -> dict[str, Any]:
         text = regular_file(path, _MAX_BYTES).read_text(encoding="utf-8-sig")
         if max(line.count(".") for line in text.split("\n")) > _MAX_DOTS:
             raise ValueError(f"a line has more than {_MAX_DOTS} dots")
-        return tomllib.loads(text)
+        content = tomllib.loads(text)
+        repr(content)  # raises a ValueError if an integer is too large to be shown
+        return content
     except OSError as error:
         raise JobError(f"{path}: {error.strerror}; {remedy}") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
