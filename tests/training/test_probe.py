@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 from tests.packs import make_small_cohort
 from tests.stops import StopAfter
 from tests.training.conftest import CONFIG
-from wsi_idc.core.errors import DataError, RunError, StoppedError
+from wsi_idc.core.errors import CheckpointError, DataError, RunError, StoppedError
 from wsi_idc.data.feature_cache import open_feature_cache
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
@@ -111,6 +112,14 @@ def test_a_penalty_is_chosen_by_the_auc_on_val():
     assert np.argmax(np.abs(probe.weight)) == 0
 
 
+def test_a_network_without_features_does_not_replace_a_finished_run(pack: Pack, tmp_path: Path):
+    fit(pack, tmp_path / "a")
+    other = replace(PROBE, model="squeezenet1_1", input_size=64)
+    with pytest.raises(CheckpointError, match="has no features"):
+        fit(pack, tmp_path / "a", other, overwrite=True)
+    assert Run(tmp_path / "a").is_finished()
+
+
 def test_settings_without_effect_are_refused():
     for change in ({"mixup": 0.2}, {"cell_loss": 0.5}, {"imbalance": "focal"}):
         with pytest.raises(RunError, match="freeze all fits only a linear layer, without"):
@@ -127,6 +136,24 @@ def test_the_features_are_in_the_run_if_the_folder_of_the_pack_cannot_be_written
     fit(pack, tmp_path / "a")
     assert not (tmp_path / "small.features").exists()
     assert len(list((tmp_path / "a" / "features").glob("*.h5"))) == 1
+
+
+def test_the_features_are_in_the_run_if_their_folder_belongs_to_another_user(
+    pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "small.features").mkdir()
+    monkeypatch.setattr("wsi_idc.training.probe.os.access", lambda path, _: path == tmp_path)
+    fit(pack, tmp_path / "a")
+    assert not list((tmp_path / "small.features").iterdir())
+
+
+def test_a_damaged_value_in_a_cache_is_an_error(pack: Pack, tmp_path: Path):
+    fit(pack, tmp_path / "a")
+    (path,) = (tmp_path / "small.features").glob("*.h5")
+    with h5py.File(path, "r+") as file:
+        file["features"][0, 0] = np.nan
+    with pytest.raises(DataError, match="is damaged: a feature is not a finite number"):
+        fit(pack, tmp_path / "b")
 
 
 def test_a_cache_continues_and_refuses_damage(tmp_path: Path):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsi_idc.core.constants import PREDICT_BATCH_SIZE
-from wsi_idc.core.errors import CheckpointError
+from wsi_idc.core.errors import CheckpointError, DataError
 from wsi_idc.core.progress import progress
 from wsi_idc.data.feature_cache import FeatureCache, open_feature_cache
 from wsi_idc.data.pack import Pack
@@ -203,7 +203,10 @@ def cached_features(
         if num_done < len(missing):
             state = f" after the features of {num_done} of {len(missing)} patches, which are kept"
             raise_if_stopped(stop, state)
-        return FeatureBatch(cache.read("features", rows), cache.read("statistics", rows))
+        stored = FeatureBatch(cache.read("features", rows), cache.read("statistics", rows))
+    if not np.isfinite(stored.features).all():  # a prediction of such features raises an error
+        raise DataError(f"{cache.path} is damaged: a feature is not a finite number; delete it")
+    return stored
 
 
 def _store(

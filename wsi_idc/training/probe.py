@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from wsi_idc.core.constants import IDC, PREDICT_BATCH_SIZE
-from wsi_idc.inference.features import FeatureBatch, cached_features
+from wsi_idc.inference.features import FeatureBatch, cached_features, num_features
 from wsi_idc.inference.novelty import fit_to_statistics, sample_rows
 from wsi_idc.metrics import classification
 from wsi_idc.models.cam_layers import novelty_layer
@@ -74,9 +74,11 @@ def fit_probe(
         on_epoch: Function that gets the record of the fit.
 
     Raises:
+        CheckpointError: The network has no features.
         StoppedError: ``stop`` was set. The same call continues.
     """
     run, pack, classifier, rows = training.run, training.pack, training.classifier, training.rows
+    num_features(classifier, pack.info.patch_px)  # an error before the old files are deleted
     run.start(settings, {"provenance": training.provenance})
     started = time.monotonic()
     computed = cached_features(
@@ -122,10 +124,11 @@ def fit_probe(
 
 def _feature_folder(training: Training) -> Path:
     """Return the folder of the cached features: beside the pack, or in the run."""
-    pack = training.pack.path
-    if os.access(pack.parent, os.W_OK):
-        return pack.with_suffix(".features")
-    logger.info("%s cannot be written to, so the features are stored in the run", pack.parent)
+    beside = training.pack.path.with_suffix(".features")
+    written = beside if beside.exists() else beside.parent
+    if os.access(written, os.W_OK):
+        return beside
+    logger.info("%s cannot be written to, so the features are stored in the run", written)
     return training.run.folder / "features"
 
 
