@@ -6,6 +6,8 @@ import json
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from tests.small_maps import (
 )
 from tests.small_slides import make_slides, write_slide
 from wsi_idc import Map, PatientMaps
+from wsi_idc.core.errors import DataError
 from wsi_idc.data.pack import Pack
 from wsi_idc.maps.map_reader import read_map
 from wsi_idc.models.checkpoint import Checkpoint
@@ -213,6 +216,21 @@ def test_predictions_of_patches(cohort: Pack, trained: Checkpoint):
     probability, cams = wsi_idc.predict(patches, cams=True, checkpoint=trained.source)
     empty, no_cams = wsi_idc.predict(patches[:0], cams=True, checkpoint=trained.source)
     assert (empty.shape, no_cams.shape) == ((0,), (0, *cams.shape[1:]))
+
+
+def test_threads_wait_for_each_other(cohort: Pack, trained: Checkpoint):
+    predict = partial(wsi_idc.predict, checkpoint=trained.source)
+    batches = [cohort.patches[start : start + 16] for start in range(0, 64, 16)]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(predict, batches))
+    for patches, result in zip(batches, results, strict=True):
+        np.testing.assert_allclose(result, predict(patches), rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_has_at_least_one_patch():
+    patches = np.zeros((1, 50, 50, 3), np.uint8)
+    with pytest.raises(DataError, match="batch_size is 0; it must be at least 1"):
+        wsi_idc.predict(patches, batch_size=0)
 
 
 def test_the_bundled_model_is_the_default():

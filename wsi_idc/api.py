@@ -3,13 +3,15 @@
 The package ``wsi_idc`` exports all names of this module. ``docs/python.md`` explains them.
 """
 
+import functools
 import io
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -41,6 +43,18 @@ __all__ = ["Map", "PatientMaps", "map_slides", "open_map", "open_pack", "predict
 
 PathLike = str | os.PathLike[str]
 _PLOT_DPI = 150
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_lock = threading.RLock()
+
+
+def _one_thread_at_a_time(function: _Function) -> _Function:
+    # While torch.fx traces a network, it changes the calls of the modules of all threads.
+    @functools.wraps(function)
+    def wrapped(*args: Any, **options: Any) -> Any:
+        with _lock:
+            return function(*args, **options)
+
+    return cast(_Function, wrapped)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -259,6 +273,7 @@ def open_pack(path: PathLike | None = None) -> "Pack":
     return open_data(None if path is None else Path(path))
 
 
+@_one_thread_at_a_time
 def map_slides(
     slides: PathLike | Iterable[PathLike],
     *,
@@ -343,6 +358,7 @@ def predict(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
 
 
+@_one_thread_at_a_time
 def predict(
     patches: "ArrayLike",
     *,
@@ -355,7 +371,8 @@ def predict(
 ) -> NDArray[np.float32] | tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Predict the probability of IDC of patches.
 
-    Each call reads the checkpoint, so one call with many patches is faster than many calls.
+    Each call reads the checkpoint, so one call with many patches is faster than many calls. If
+    several threads call this function, one thread computes and the others wait.
 
     Args:
         patches: RGB pixels, shape (n, H, W, 3), uint8. H and W are the patch size of the model, and
@@ -372,7 +389,8 @@ def predict(
         ``cams``, a tuple of the probabilities and the raw Grad-CAMs, shape (n, h, w), float32.
 
     Raises:
-        DataError: The shape or type of ``patches`` does not fit the model.
+        DataError: The shape or type of ``patches`` does not fit the model, or ``batch_size`` is
+            less than 1.
         CheckpointError: The checkpoint cannot be used.
     """
     pixels, file = np.asarray(patches), _checkpoint_file(checkpoint)
@@ -381,6 +399,8 @@ def predict(
             f"patches of type {pixels.dtype} and shape {pixels.shape} cannot be predicted; give "
             "patches of type uint8 and shape (n, H, W, 3)"
         )
+    if batch_size < 1:
+        raise DataError(f"batch_size is {batch_size}; it must be at least 1")
 
     from wsi_idc.inference.predict import RawPrediction
     from wsi_idc.models.cam import CamSpec
