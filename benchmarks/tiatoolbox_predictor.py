@@ -40,7 +40,7 @@ TIATOOLBOX = "TIAToolbox"
 _BENCHMARKS = Path(__file__).resolve().parent
 _MASK_PX = 16  # side of a patch in the mask; a black edge of 1 px allows for rounding
 _NUM_DRAWN = 64
-_SAMPLE_SECONDS = 0.5
+_SAMPLE_SECONDS = 2.0  # a sample stops the process for about 0.05 s
 
 
 class Usage(NamedTuple):
@@ -54,7 +54,7 @@ class Usage(NamedTuple):
 def measure(command: Sequence[str | Path], log: Path) -> Usage:
     """Run a command; its output goes to ``log``.
 
-    The memory is the largest sum over the processes, sampled twice per second. Each process counts
+    The memory is the largest sum over the processes, sampled every two seconds. Each process counts
     its part of the pages that several processes share (PSS).
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -158,9 +158,10 @@ def test_programs_are_compared_on_the_same_patches(trained: Checkpoint, tmp_path
         tiatoolbox_predictor.largest_difference(tmp_path / "maps" / "s.h5", other)
 
 
-def test_memory_of_a_process_includes_its_children(tmp_path: Path):
+def test_memory_of_a_process_includes_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import tiatoolbox_predictor
 
+    monkeypatch.setattr(tiatoolbox_predictor, "_SAMPLE_SECONDS", 0.2)
     child = "import time; block = b'x' * 10**8; time.sleep(1)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     usage = tiatoolbox_predictor.measure([sys.executable, "-c", parent], tmp_path / "log.txt")
