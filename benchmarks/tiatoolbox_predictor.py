@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -170,7 +171,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         arguments.model, input_size=arguments.input_size, pack=pack
     )
     spec, model, mask = checkpoint.input, folder / "model.pt", folder / "mask.png"
-    save_checkpoint(model, checkpoint)
+    # wsi-idc map refuses a checkpoint without metrics, because its training is not finished.
+    save_checkpoint(model, replace(checkpoint, metrics=checkpoint.metrics or {"network": network}))
     num = write_mask(mask, arguments.slide, spec, num_patches=arguments.patches)
 
     toolbox = [arguments.python, _BENCHMARKS / "tiatoolbox_run.py"]
