@@ -25,7 +25,7 @@ if [[ ${1:-} == *.toml ]]; then
     shift
 fi
 flags=("$@")
-status=$(wsi-idc status "$job" --json) # a separate assignment, so that a failure ends the script
+status=$("${program[@]}" status "$job" --json) # a separate assignment, so that a failure ends the script
 if [[ $status != *'"command": "train"'* ]]; then
     echo "Error: $job trains no model, so the later steps have no runs; give a job file with command = \"train\"" >&2
     exit 1

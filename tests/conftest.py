@@ -18,7 +18,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.prepare import prepare
 from wsi_idc.data.splits import make_split
 from wsi_idc.models.checkpoint import Checkpoint
-from wsi_idc.runtime.device import select_device
+from wsi_idc.runtime.device import DeviceConfig, select_device
 from wsi_idc.synthetic.cohort import write_cohort
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import Run
@@ -104,3 +104,14 @@ def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
         return DataLoader(*arguments, **options | {"num_workers": 0})
 
     monkeypatch.setattr("wsi_idc.bench.baseline.DataLoader", loader)
+
+
+@pytest.fixture
+def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceConfig]:
+    """Return a CPU with two threads, also on a machine with one core."""
+    import torch
+
+    threads = torch.get_num_threads()
+    monkeypatch.setattr("wsi_idc.runtime.device.num_threads", lambda: 2)
+    yield select_device("cpu")
+    torch.set_num_threads(threads)

@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,9 @@ import click
 import matplotlib.pyplot as plt
 import pytest
 
+from tests.packs import Cell, make_pack
 from tests.small_maps import small_map
+from tests.small_slides import write_slide
 from wsi_idc.cli.main import group, run
 from wsi_idc.maps.map_writer import write_map
 
@@ -71,7 +74,7 @@ def test_every_dependency_has_its_reason():
     wanted = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
     names = {re.split(r"[<>=!~\[ ]", line)[0] for part in wanted for line in part.split("\n")}
     text = (REPOSITORY / "CONTRIBUTING.md").read_text().partition("## Dependencies")[2]
-    cells = re.findall(r"^\| (.*?)(?: \((?:dev|notebooks)\))? \|", text, re.MULTILINE)
+    cells = re.findall(r"^\| (.*?)(?: \((?:dev|notebooks|release)\))? \|", text, re.MULTILINE)
     listed = {name for cell in cells for name in cell.split(", ")}
     assert names - {""} == listed - {"package", "---"}
 
@@ -227,6 +230,15 @@ def _examples() -> list[tuple[str, str]]:
 def test_the_examples_in_python_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "maps").mkdir()
     write_map(tmp_path / "maps/8864.h5", small_map(patient="8864"))
+    if "scan.tif" in code:
+        write_slide(tmp_path / "scan.tif", {(0, 0): 1}, rows=1, cols=1)
+    if "data/idc.h5" in code:
+        (tmp_path / "data").mkdir()
+        make_pack(tmp_path / "data/idc.h5", [Cell("1", 0, 0, 0), Cell("1", 0, 1, 1)])
+    for package in ("anndata", "spatialdata"):
+        if f"to_{package}()" in code:
+            pytest.importorskip(package, reason=f"{package} is not installed")
+            warnings.simplefilter("default")  # of other packages
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(code, "example", "exec"), names)

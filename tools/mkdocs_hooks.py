@@ -19,6 +19,17 @@ PAGES = {
 }
 
 
+# The address of the repository is in setup.py only.
+ADDRESS = re.findall(r'^ADDRESS = "(.+?)"', (REPOSITORY / "setup.py").read_text(), re.MULTILINE)[0]
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the link to the repository."""
+    icon = "fontawesome/brands/github"
+    config.extra["social"] = [{"icon": icon, "link": ADDRESS, "name": "Repository"}]
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are outside docs/."""
     for source, place in PAGES.items():
@@ -39,6 +50,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return link[0]  # mkdocs checks it
         if target in PAGES or target.startswith("docs/"):
             return f"]({posixpath.relpath(place, posixpath.dirname(here) or '.')}{mark}{anchor})"
-        return f"]({config.extra['repository']}/blob/main/{target}{mark}{anchor})"
+        return f"]({ADDRESS}/blob/main/{target}{mark}{anchor})"
 
     return re.sub(r"\]\(([^)\s]+)\)", convert, markdown)

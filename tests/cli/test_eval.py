@@ -10,7 +10,8 @@ import pytest
 
 from tests.cli.commands import RunCommand
 from tests.packs import names
-from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
+from wsi_idc.core.metric_table import THRESHOLD_METRICS
+from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from wsi_idc.models.smoothing import Smoothing
 from wsi_idc.training.runs import Run
 
@@ -35,6 +36,12 @@ def test_every_metric_has_an_interval(work: Path, command: RunCommand):
     for name in ("auc", "mcc", "ece", "npv", "brier"):
         assert any(line.startswith(name) and "[" in line for line in result.out.splitlines()), name
     assert "of a patient        mean  95 % interval     median  smallest  largest" in result.out
+    threshold = load_checkpoint(work / "runs/a/best.pt").threshold
+    lines, at = result.out.splitlines(), f"  at the threshold {threshold:.3f}"
+    assert [line.split()[0] for line in lines if at in line] == list(THRESHOLD_METRICS)
+    assert f"  at {threshold:.3f}" in next(line for line in lines if "dice" in line)
+    words = " ".join(command("info", "runs/a").out.split())
+    assert f"; at the threshold {threshold:.4g}: balanced_accuracy 0." in words
     assert max(map(len, result.out.splitlines())) <= 80
     assert "written to runs/a/eval-test" in result.out
 
@@ -73,6 +80,7 @@ def test_changed_patches_are_a_table_that_the_next_evaluation_removes(
     result = command("eval", "--checkpoint", "runs/a", *QUICK, "--robustness")
     assert "white               0.500" in result.out
     changed = result.out.partition("changed patches")[2].partition("note:")[0]
+    assert changed.startswith(", called at the threshold 0.")
     assert max(map(len, f"changed patches{changed}".splitlines())) <= 80
     assert command("eval", "--checkpoint", "runs/a", *QUICK).code == 0
     assert not Path("runs/a/eval-test/robustness.csv").exists()
@@ -94,7 +102,7 @@ def test_several_runs_make_a_leaderboard(work: Path, command: RunCommand):
     assert result.code == 0, result.err
     assert "published results, measured on other patients" in result.out
     assert "Cruz-Roa" in result.out
-    assert "rank  brier    auc     f1  balanced_accuracy  name (test patients)" in result.out
+    assert "rank  brier    auc     f1  balanced_accuracy  threshold  name" in result.out
     assert max(map(len, result.out.splitlines())) <= 80
     table = pd.read_csv("eval/leaderboard-test/leaderboard.csv")
     ours = table[table["source"] == "measured"]
@@ -152,7 +160,12 @@ def test_wrong_names_of_runs_are_noted_before_a_patch_tree_is_packed(
 def test_two_runs_are_compared_and_evaluated_first(work: Path, command: RunCommand):
     result = command("compare", "runs/a", "runs/b", "--num-resamples", 100, "--out", "c")
     assert result.code == 0, result.err
-    assert "A: runs/a/eval-test" in result.out
+    for name, run in (("A", "runs/a"), ("B", "runs/b")):
+        threshold = load_checkpoint(Path(run) / "best.pt").threshold
+        assert f"{name}: {run}/eval-test, threshold {threshold:.3f}" in result.out
+        assert (
+            f"{run}</bdi>, threshold {threshold:.3f}</dd>" in Path("c/comparison.html").read_text()
+        )
     assert "95 % interval" in result.out
     # Only the temperature differs, so the ranking is the same.
     table = pd.read_csv("c/metrics.csv").set_index("metric")

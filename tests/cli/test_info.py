@@ -70,7 +70,9 @@ def test_info_of_other_files_and_folders_names_a_file_to_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: RunCommand
 ):
     monkeypatch.chdir(tmp_path)
-    known = "; wsi-idc info describes packs, checkpoints, runs, maps, cohort files and slides"
+    known = (
+        "; wsi-idc info describes packs, checkpoints, runs, maps, cohort files, features and slides"
+    )
     for name, what in (
         ("a.csv", "a table; a spreadsheet opens it"),
         ("a.geojson", "GeoJSON; QuPath opens it"),

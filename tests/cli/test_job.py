@@ -118,8 +118,8 @@ def test_a_stopped_task_ends_the_job_and_the_same_command_resumes_it(
 def _stop_after(epochs: int):
     from wsi_idc.training.train import _finish_epoch
 
-    def closing(training: object) -> None:
-        _finish_epoch(training)  # type: ignore[arg-type]
+    def closing(training: object, *others: object) -> None:
+        _finish_epoch(training, *others)  # type: ignore[arg-type]
         if training.state.epoch == epochs:  # type: ignore[attr-defined]
             os.kill(os.getpid(), signal.SIGUSR1)
 
@@ -152,7 +152,51 @@ def test_a_job_runs_in_the_background(work: Path, command: RunCommand):
     resources = ("--time", "1:00:00", "--gpus", 2, "--sbatch", "--qos=long")
     result = command("submit", "one.toml", "--on", "local", "--dry-run", *resources)
     assert result.out.startswith("wsi-idc train --epochs 1 ")
-    assert result.err == "these flags have an effect only on SLURM: --time, --gpus, --sbatch\n"
+    notes = result.err.splitlines()
+    assert notes[0] == "these flags have an effect only on SLURM: --time, --gpus, --sbatch"
+    assert notes[1:] == ["where  this machine, in the background", "log    logs/one.out"]
+
+
+def test_a_dry_run_without_slurm_shows_where_the_job_would_run(
+    work: Path, command: RunCommand, monkeypatch: pytest.MonkeyPatch
+):
+    (work / "one.toml").write_text(TRAIN)
+    (work / "three.toml").write_text(TRAIN + "[axes]\nseed = [0, 1, 2]\n")
+    path = os.environ["PATH"]
+    monkeypatch.setenv("PATH", "")
+    before = sorted(work.rglob("*"))
+    result = command("submit", "one.toml", "--dry-run")
+    assert result.code == 0
+    assert result.out.startswith("wsi-idc train --epochs 1 ")
+    assert result.err.splitlines() == [
+        "where  this machine, in the background, because sbatch is not installed; --on",
+        "       slurm shows the script for SLURM",
+        "log    logs/one.out",
+    ]
+    flags = ("--on", "slurm", "--dry-run")
+    result = command("submit", "three.toml", *flags, "--time", "1:00:00", "--sbatch", "--qos=long")
+    assert result.code == 0
+    assert result.out.startswith("#!/usr/bin/env bash\n")
+    assert result.err.splitlines() == [
+        "where    SLURM, the default partition of SLURM; sbatch is not installed here",
+        "time     at most 1:00:00 for each of 3 tasks",
+        "log      logs/three-JOB_TASK.out",
+        "command  sbatch --time=1:00:00 --qos=long logs/three.sbatch",
+    ]
+    # Values of the site replace defaults, and flags replace values of the site.
+    monkeypatch.setenv("PATH", path)
+    (work / "slurm").mkdir()
+    (work / "slurm/site.env").write_text(
+        "echo welcome\nexport SBATCH_PARTITION=gpu\r\nexport SBATCH_TIMELIMIT=2:00:00\n"
+    )
+    result = command("submit", "one.toml", *flags)
+    assert "partition gpu" in result.err
+    assert "at most 2:00:00" in result.err
+    assert "log      logs/one-JOB.out" in result.err
+    result = command("submit", "one.toml", *flags, "--partition", "long", "--time", "3:00:00")
+    assert "partition long" in result.err
+    assert "at most 3:00:00" in result.err
+    assert sorted(path for path in work.rglob("*") if "slurm" not in path.parts) == before
 
 
 def reduce(path: Path, axes: str) -> None:
@@ -183,6 +227,7 @@ def test_every_job_of_the_project_runs_at_a_small_size(
     job("baseline", *SMALL, "--task", "1")
     for name in ("train", "smoke", "train_resnet50", "train_all_models"):
         job(name, *SMALL[: 2 if name == "train" else None], "--split", "ratio:50/25/25")
+    job("encoders", *SMALL, "--freeze", "all", "--split", "ratio:50/25/25", "--task", "1")
     # Overrides are part of the names of the runs.
     assert Path("runs/train-split-ratio-50-25-25-epochs-1").exists()
     assert len(list(tmp_path.glob("runs/train_all_models-*/best.pt"))) == 5

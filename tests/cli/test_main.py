@@ -56,8 +56,14 @@ def test_train_eval_map_render_info(work: Path, command: RunCommand):
     assert result.code == 0, result.err
     assert "split: ratio:50/25/25" in result.err
     assert "settings: model cnn-bn" in result.err
-    used = r"\d+ patches/s, \d+% of the time waiting for data, \d+% in the network\n"
-    assert re.search(r"epoch 1/1: train loss .+, " + used, result.err)
+    used = r"\d+ patches/s, \d+% of the time waiting for data, \d+% in the network"
+    log = " ".join(result.err.split())
+    threshold = r"largest F1 0\.\d{3} at the threshold 0\.\d\d, best epoch so far, "
+    end = r", run 100%, 00:00 left"
+    assert re.search(r"epoch 1/1: train loss .+, " + threshold + used + end, log)
+    first = result.err.index("settings: ")
+    lines = [line for line in result.err[first:].splitlines() if "slides are complete" not in line]
+    assert max(map(len, lines)) <= 80
     (folder,) = (work / "runs").glob("*/")
     (epoch,) = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     assert 0 < epoch["network_share"] <= 1
@@ -72,7 +78,7 @@ def test_train_eval_map_render_info(work: Path, command: RunCommand):
     result = command("eval", "--json")
     assert result.code == 0, result.err
     assert "the default, set in runs/default" in result.err
-    assert re.search(r"predicted \d+ patches, " + used, result.err)
+    assert re.search(r"predicted \d+ patches, " + used + r"\n", result.err)
     record = json.loads(result.out)
     written = json.loads((folder / "eval-test" / "metrics.json").read_text())
     assert record["metrics"] == written["metrics"]
@@ -83,7 +89,7 @@ def test_train_eval_map_render_info(work: Path, command: RunCommand):
     assert re.search(r"maps/S0001\.h5  \d+ patches, [\d.]+% called IDC", result.out)
     result = command("map", "--all")
     assert "2 kept, because checkpoint, settings and data are the same" in result.out
-    assert re.search(r"mapped \d+ patches, " + used, result.err)
+    assert re.search(r"mapped \d+ patches, " + used + r"\n", result.err)
     assert len(list((work / "maps").glob("S*.h5"))) == 6
     result = command("map", "--all")
     assert "nothing to compute" in result.out
@@ -206,6 +212,7 @@ def test_the_error_boundary_prints_a_traceback_only_for_bugs(
         ("--wd", "Did you mean --weight-decay?"),
         ("--rate", "Did you mean --learning-rate?"),
         ("--epoch", "Did you mean --epochs?"),
+        ("--models", "Did you mean --model?"),
         ("--modle", "Did you mean --model?"),
     ],
 )

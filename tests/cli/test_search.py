@@ -26,9 +26,12 @@ def test_a_search_prints_its_table_and_the_next_command(work: Path, command: Run
     assert result.code == 0, result.err
     assert "trial 1 (1 of 2 trials are done): learning_rate 0.01" in result.err
     table = result.out.splitlines()
-    assert table[0].split()[:3] == ["number", "state", "learning"]
-    assert len({len(line) for line in table[:3]}) == 1
-    assert re.match(r" +[01]  complete +0\.01? +", table[1].replace("0.001", "0.01"))
+    columns = "trial state average precision AUC F1 threshold epoch seconds"
+    assert table[0].split() == columns.split()
+    assert len({len(table[number]) for number in (0, 1, 3)}) == 1
+    assert re.match(r" +[01]  complete +0\.\d{4} +0\.\d{4} +0\.\d{4} +0\.\d{4} +1 +\d+$", table[1])
+    assert re.fullmatch(r"       learning_rate 0\.0?01", table[2])
+    assert max(map(len, table)) <= 80
     best = re.search(r"best +trial ([01]); its job file is runs/rates/best\.toml", result.out)
     checkpoint = f"runs/rates/trial-000{best[1]}/best.pt"
     assert f"wsi-idc eval --checkpoint {checkpoint}" in result.out

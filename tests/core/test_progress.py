@@ -32,15 +32,34 @@ def test_without_a_terminal_progress_goes_to_the_log(log, capsys):
 
 
 def test_lines_of_a_large_training_fit_80_columns(log):
-    with progress(277_524, what="epoch 12/30") as bar:
-        bar.start_t -= 1800  # half an hour ago
-        bar.set_postfix_str("loss 0.123, 12% waiting", refresh=False)
+    for what in ("epoch 2/30", "epoch 12/30", "epoch 120/300"):
+        with progress(277_524, what=what, is_short=True) as bar:
+            bar.start_t -= 18000  # five hours ago
+            bar.set_postfix_str("run 38%, at most 115:12:00 left, loss 0.123", refresh=False)
+            bar.update(123_456)
+    run = r"44%, \d\d:\d\d left, run 38%, at most 115:12:00 left"
+    # The last item is left out if it does not fit.
+    for line, what in zip(log.messages[::2], ("2/30", "12/30", "120/300"), strict=True):
+        assert re.fullmatch(f"epoch {what}: {run}", line)
+        assert len(f"12:34:56 {line}") <= 80
+    log.clear()
+    with progress(10, what="epoch 2/30", is_short=True) as bar:
+        bar.set_postfix_str("run 38%, 12:00 left, loss 0.123", refresh=False)
+        bar.update(1)
+    assert log.messages[0].endswith("left, run 38%, 12:00 left, loss 0.123")
+
+
+def test_a_bar_of_a_large_training_fits_80_columns(log, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with progress(277_524, what="epoch 12/30", is_short=True) as bar:
+        bar.start_t -= 18000
+        bar.ncols, bar.dynamic_ncols = 80, None  # as in a terminal of 80 columns
+        bar.set_postfix_str("run 38%, at most 5:12:00 left, loss 0.123", refresh=False)
         bar.update(123_456)
-    line = log.messages[0]
-    assert re.fullmatch(
-        r"epoch 12/30:  44% \[30:00<\d\d:\d\d, \S+ patch/s, loss 0.123, 12% waiting\]", line
-    )
-    assert len(f"12:34:56 {line}") <= 80
+        text = str(bar)
+    run = "run 38%, at most 5:12:00 left, loss 0.123"
+    assert re.fullmatch(rf"epoch 12/30:  44%\|.{{4,}}\| \d:\d\d:\d\d left, {run}", text)
+    assert len(text) == 80
 
 
 @pytest.mark.parametrize(("level", "total"), [(logging.WARNING, 4), (logging.INFO, 0)])

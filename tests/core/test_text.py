@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from wsi_idc.core.text import count, count_patches, shorten_list, wrap_for_terminal
+from wsi_idc.core.text import count, count_patches, join_items, shorten_list, wrap_for_terminal
 
 
 class _Terminal(io.StringIO):
@@ -37,3 +37,20 @@ def test_a_terminal_gets_a_long_line_in_parts_and_a_log_in_one(
     parts = wrap_for_terminal(line, _Terminal()).split("\n")
     assert " ".join(part.strip() for part in parts) == line
     assert [part for part in parts if len(part) > 80] == [f"  {path}"]
+
+
+def test_items_are_joined_in_lines_and_not_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [f"item number {number}" for number in range(9)]
+    joined = join_items(items)
+    lines = joined.split("\n")
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 71
+    assert lines[0] == "item number 0, item number 1, item number 2, item number 3,"
+    assert lines[1].startswith("  item number 4, ")
+    assert join_items(["one"]) == "one"
+    assert join_items(["x" * 100, "y"]) == f"{'x' * 100},\n  y"
+    # A terminal keeps the lines that fit.
+    monkeypatch.setenv("COLUMNS", "80")
+    assert wrap_for_terminal(joined, _Terminal()) == joined
+    monkeypatch.setenv("COLUMNS", "40")
+    assert max(map(len, wrap_for_terminal(joined, _Terminal()).split("\n"))) <= 40

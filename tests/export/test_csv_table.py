@@ -15,15 +15,25 @@ def test_csv_begins_with_the_columns_of_wsinfer(tmp_path: Path):
     first, *lines = (tmp_path / "P1.csv").read_text().splitlines()
     assert first == (
         "minx,miny,width,height,prob_non-IDC,prob_IDC,row,col,logit_non-IDC,logit_IDC,"
-        "label,uncertainty,unsmoothed,cam_mean,cam_max"
+        "label,uncertainty,unsmoothed,cam_mean,cam_max,source_file"
     )
     assert lines == [
-        "50,0,50,50,0.75,0.25,0,1,0,-1.098612,-1,0.125,0.5,1.5,3",
-        "0,50,50,50,0.25,0.75,1,0,0,1.098612,1,,0.625,0.125,0.5",
+        "50,0,50,50,0.75,0.25,0,1,0,-1.098612,-1,0.125,0.5,1.5,3,",
+        "0,50,50,50,0.25,0.75,1,0,0,1.098612,1,,0.625,0.125,0.5,",
     ]
     write_csv(small_map([[0, 0]], [0.5]), tmp_path / "P2.csv")  # without the optional values
     header, _ = (tmp_path / "P2.csv").read_text().splitlines()
-    assert f"{header},uncertainty,unsmoothed,cam_mean,cam_max" == first
+    optional = ",uncertainty,unsmoothed,cam_mean,cam_max"
+    assert header == first.replace(optional, "")
+
+
+def test_csv_ends_with_the_file_of_the_coordinates(tmp_path: Path):
+    on_pack = replace(small_map([[0, 0]], [0.5]), provenance={"data": "data/idc.h5"})
+    for patient_map, name in ((on_pack, "idc.h5"), (on_slide(on_pack, 0.5), None)):
+        write_csv(patient_map, tmp_path / "P1.csv")
+        table = pd.read_csv(tmp_path / "P1.csv")
+        assert list(table)[-1] == "source_file"
+        assert table["source_file"].tolist() == [name or patient_map.slide.name]
 
 
 def test_csv_patches_are_integers_without_gaps(tmp_path: Path):

@@ -1,3 +1,4 @@
+import re
 from functools import partial
 
 import numpy as np
@@ -33,6 +34,31 @@ def test_a_known_temperature_is_fitted():
     assert temperature == pytest.approx(2.5, rel=0.03)
     before = ece(label, idc_probability(logit * 2.5, temperature=1.0))
     assert ece(label, idc_probability(logit * 2.5, temperature=temperature)) < before / 5
+
+
+def test_a_temperature_that_increases_the_ece_is_set_to_1(caplog: pytest.LogCaptureFixture):
+    # 90 of 100 patches with a probability of 0.9 are IDC: the model is calibrated. But 10 patches
+    # are confident errors, which the cross-entropy punishes.
+    odds = np.repeat([np.log(9), 6.0], [100, 10])
+    label = np.repeat([1, 0, 0], [90, 10, 10])
+    cells = np.argwhere(np.ones((10, 11))).astype(np.int32)
+    assert fit_temperature(pairs(odds), label) > 2
+    with caplog.at_level("INFO", logger="wsi_idc"):
+        calibration = calibrate(pairs(odds), label, np.zeros(110), cells, patch_um=200.0)
+    assert calibration.temperature == 1.0
+    (line,) = [text for text in caplog.messages if text.startswith("temperature")]
+    numbers = [float(text) for text in re.findall(r"\d+\.\d{3}", line)]
+    fitted, before, after = numbers
+    assert fitted == pytest.approx(fit_temperature(pairs(odds), label), abs=0.0005)
+    for value, temperature in ((before, 1.0), (after, fitted)):
+        probability = idc_probability(pairs(odds), temperature=temperature)
+        assert value == pytest.approx(ece(label, probability), abs=0.001)
+    caplog.clear()
+    # Without the errors, the fitted temperature is 1; for overconfident logits, it is kept.
+    first = pairs(2 * odds[:100]), label[:100], np.zeros(100), cells[:100]
+    calibration = calibrate(*first, patch_um=200.0)
+    assert calibration.temperature == pytest.approx(2, rel=1e-3)
+    assert not [text for text in caplog.messages if text.startswith("temperature")]
 
 
 def test_probability_is_the_softmax_of_the_divided_logits():

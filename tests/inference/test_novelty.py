@@ -10,7 +10,7 @@ from wsi_idc.inference.novelty import fit_novelty
 from wsi_idc.inference.predict import predict
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.models.novelty import NoveltyModel
-from wsi_idc.runtime.device import select_device
+from wsi_idc.runtime.device import DeviceConfig, select_device
 
 
 def distances(checkpoint: Checkpoint, model: NoveltyModel, pack: Pack, rows: np.ndarray):
@@ -38,6 +38,22 @@ def test_model_whitens_train_patches_and_ranks_val_patches(trained: Checkpoint, 
     means = [values[patients == patient].mean() for patient in np.unique(patients)]
     assert np.isclose(model.patient_mean, np.mean(means), atol=1e-4)
     assert np.isclose(model.patient_std, np.std(means), atol=1e-4)
+
+
+def test_the_model_is_the_same_with_two_threads(
+    trained: Checkpoint, cohort: Pack, two_threads: DeviceConfig
+):
+    rows = np.arange(len(cohort))
+    models = []
+    for num_threads in (1, 2):
+        torch.set_num_threads(num_threads)
+        classifier = trained.build()
+        models.append(
+            fit_novelty(classifier, cohort, rows[::2], rows[1::2], device_config=two_threads)
+        )
+    one, two = models
+    torch.testing.assert_close(one.mean, two.mean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(one.quantiles, two.quantiles, atol=1e-2, rtol=1e-3)
 
 
 def test_patches_of_noise_are_novel(trained: Checkpoint):
@@ -80,7 +96,7 @@ def test_patches_with_infinite_values_are_left_out(
 
 def test_a_large_role_is_sampled(monkeypatch):
     monkeypatch.setattr(novelty, "MAX_PATCHES", 3)
-    rows = novelty._sample(np.arange(100))
+    rows = novelty.sample_rows(np.arange(100))
     assert len(np.unique(rows)) == 3
-    assert np.array_equal(rows, novelty._sample(np.arange(100)))
-    assert np.array_equal(novelty._sample(np.arange(3)), np.arange(3))
+    assert np.array_equal(rows, novelty.sample_rows(np.arange(100)))
+    assert np.array_equal(novelty.sample_rows(np.arange(3)), np.arange(3))

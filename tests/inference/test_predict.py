@@ -1,7 +1,6 @@
 import copy
 import shutil
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -170,15 +169,6 @@ def test_slides_of_any_size_are_compiled_once(
     assert (len(first), len(second)) == (40, 3)
     np.testing.assert_array_equal(first[:3], second)
     assert statistics["unique_graphs"] == 1
-
-
-@pytest.fixture
-def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceConfig]:
-    """Return a CPU with two threads, also on a machine with one core."""
-    threads = torch.get_num_threads()
-    monkeypatch.setattr("wsi_idc.runtime.device.num_threads", lambda: 2)
-    yield select_device("cpu")
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("options", [{}, {"cam": CamSpec()}, {"cam": CamSpec(method="layercam")}])

@@ -16,6 +16,7 @@ NUM_TASKS = {
     "baseline": 4,
     "bundled": 5,
     "train_all_models": 5,
+    "encoders": 5,
     "cv5": 5,
     "search": 3,
     "imbalance": 3,

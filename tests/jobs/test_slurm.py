@@ -126,6 +126,24 @@ def test_submit_reads_the_sites_settings(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "given").read_text() == "mine none --parsable --time=5 a b.sbatch\n"
 
 
+def test_a_command_in_site_env_replaces_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fake(tmp_path, 'echo "$*" >given', monkeypatch, "srun")
+    fake(tmp_path, 'echo "JobId=7 "', monkeypatch, "scontrol")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    shutil.copytree(REPOSITORY / "slurm", tmp_path / "slurm")
+    site = write(tmp_path, 'export WSI_IDC_COMMAND="env BOX=1 wsi-idc"', "slurm/site.env")
+    command = ["bash", "slurm/train.sh", "--model", "a b"]
+    subprocess.run(command, check=True)
+    given = (tmp_path / "given").read_text()
+    assert given == "--export=ALL env BOX=1 wsi-idc job jobs/train.toml --model a b\n"
+    site.write_text('export WSI_IDC_COMMAND="no-such-box exec wsi-idc"')
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr.startswith("Error: no-such-box is not on ")
+
+
 def test_an_error_of_sbatch_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fake(tmp_path, 'echo "sbatch: error: Invalid account" >&2; echo more >&2; exit 1', monkeypatch)
     with pytest.raises(JobError, match=r"refuses x\.sbatch: sbatch: error: Invalid account more$"):

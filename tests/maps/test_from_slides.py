@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from wsi_idc.report.patient_page import tissue_pictures
 from wsi_idc.runtime.device import select_device
 from wsi_idc.slides.manifest import ManifestRow, read_manifest
 from wsi_idc.slides.slide import Slide, open_slide
-from wsi_idc.slides.tiling import SlideSettings
+from wsi_idc.slides.tiling import SlideSettings, tile_slide
 
 ALL = SlideSettings(min_tissue=0)
 OVERLAP = SlideSettings(min_tissue=0, stride_px=30)
@@ -240,6 +241,31 @@ def test_stop_keeps_complete_maps(build, stitched: np.ndarray, tmp_path: Path):
     report = build(out, *rows)
     assert len(report.kept) == len(made)
     assert len(report.made) + len(report.kept) == 3
+
+
+def test_the_next_slide_is_prepared_while_a_slide_is_computed(
+    build, stitched: np.ndarray, tmp_path: Path, monkeypatch
+):
+    is_prepared, waited = threading.Event(), []
+
+    def tile(slide: Slide, *args, **options):
+        tiled = tile_slide(slide, *args, **options)
+        if slide.path.stem == "b":
+            is_prepared.set()
+        return tiled
+
+    forward = PatchClassifier.forward
+
+    def wait_and_forward(classifier: PatchClassifier, patches):
+        waited.append(is_prepared.wait(30))
+        return forward(classifier, patches)
+
+    monkeypatch.setattr("wsi_idc.maps.from_slides.tile_slide", tile)
+    monkeypatch.setattr(PatchClassifier, "forward", wait_and_forward)
+    rows = [write_slide(tmp_path / f"{name}.tif", stitched) for name in "ab"]
+    assert list(build(tmp_path / "maps", *rows).made) == ["a", "b"]
+    assert waited
+    assert all(waited)
 
 
 def test_network_is_built_once_and_only_if_needed(build, stitched, tmp_path: Path, monkeypatch):

@@ -20,6 +20,7 @@ from wsi_idc.models.pretrained import (
     weights_file,
 )
 from wsi_idc.models.registry import architecture
+from wsi_idc.training.config import TrainConfig, weights_fingerprint
 
 
 def random_state(name: str, *, num_classes: int = 1000) -> dict[str, Tensor]:
@@ -139,6 +140,19 @@ def test_a_state_dict_sets_all_but_the_head(tmp_path: Path, wrap: Any):
     before = copy.deepcopy(network.state_dict())
     assert load_weights_file(network, arch, tmp_path / "weights.pth") is None
     assert_all_but_the_head_set(network, weights, before, arch.head)
+
+
+def test_a_folder_has_a_file_of_weights(tmp_path: Path):
+    arch = architecture("resnet18")
+    state, network = random_state("resnet18"), arch.build(2)
+    with pytest.raises(CheckpointError, match=r"is a folder without model\.safetensors, pytorch"):
+        load_weights_file(network, arch, tmp_path)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    load_weights_file(network, arch, tmp_path)
+    assert torch.equal(network.conv1.weight, state["conv1.weight"])
+    config = TrainConfig(model="resnet18", weights=str(tmp_path))
+    of_file = replace(config, weights=str(tmp_path / "pytorch_model.bin"))
+    assert weights_fingerprint(config) == weights_fingerprint(of_file)
 
 
 def test_a_checkpoint_also_gives_its_head_and_its_normalization(

@@ -15,7 +15,14 @@ from wsi_idc import NOTICE
 from wsi_idc.core.errors import MapError
 from wsi_idc.maps.map_reader import read_map
 from wsi_idc.plotting.style import page_style
-from wsi_idc.render.render import FORMATS, VIEWS, figure_of, read_panel_input, render_map
+from wsi_idc.render.render import (
+    FORMATS,
+    VIEWS,
+    figure_of,
+    figure_of_slides,
+    read_panel_input,
+    render_map,
+)
 
 SIDE = 300
 CORNERS = [(0, 0), (0, SIDE - 1), (SIDE - 1, 0), (SIDE - 1, SIDE - 1)]
@@ -214,3 +221,29 @@ def test_other_file_is_refused_and_nothing_written(tmp_path: Path):
     with pytest.raises(MapError, match="not a usable map"):
         render_map(tmp_path / "x.h5", tmp_path / "x.png")
     assert [path.name for path in tmp_path.iterdir()] == ["x.h5"]
+
+
+def test_a_page_has_space_for_24_slides(tmp_path: Path):
+    path = written(tmp_path)
+    with page_style():
+        figure = figure_of_slides({f"s{n}": path for n in range(24)}, patient="P1", dpi=30)
+    assert figure.get_figheight() * 25.4 < 230  # mm
+    titles = [text.get_text() for text in figure.texts]
+    assert titles == [
+        "Patient P1: Probability over tissue",
+        "24 slides",
+        NOTICE,
+        *(f"s{n}" for n in range(24)),
+    ]
+    with pytest.raises(MapError, match="patient P1 has 25 slides, but a page has space for 24"):
+        figure_of_slides({str(n): path for n in range(25)}, patient="P1")
+
+
+def test_the_reason_of_a_caution_is_on_the_page_of_its_slide(tmp_path: Path):
+    novel = {"novelty": np.ones(4, np.float32), "novelty_limit": 0.5}
+    paths = {"a": written(tmp_path / "a"), "b": written(tmp_path / "b", **novel)}
+    with page_style():
+        figure = figure_of_slides(paths, patient="P1", view="contours", dpi=30)
+    titles = [text.get_text() for text in figure.texts]
+    assert titles[2] == "CAUTION: the picture of a marked slide has the reason."
+    assert titles[-2:] == ["a", "b (CAUTION)"]

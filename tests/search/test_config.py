@@ -110,6 +110,15 @@ def test_errors_are_one_line(tmp_path: Path, text: str, message: str):
     assert "\n" not in str(caught.value)
 
 
+def test_freeze_may_be_a_word(tmp_path: Path):
+    text = SEARCH + '[config]\nfreeze = "all"\n' + AXES
+    assert read_search(write(tmp_path, text)).fixed == {"freeze": "all"}
+    text = SEARCH + '[axes]\nfreeze = [0, "all"]\n'
+    assert read_search(write(tmp_path, text)).axes == {"freeze": (0, "all")}
+    with pytest.raises(JobError, match="axis freeze must be an integer, not 'most'"):
+        read_search(write(tmp_path, text.replace("all", "most")))
+
+
 def test_steps_are_decimal_and_the_focal_exponent_may_vary_with_the_focal_loss(tmp_path: Path):
     axes = "weight_decay = {low = 0, high = 0.3, step = 0.1}\nfocal_gamma = [1, 2]\n"
     spec = read_search(write(tmp_path, TPE + axes + '[config]\nimbalance = "focal"\n'))

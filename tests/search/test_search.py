@@ -72,7 +72,7 @@ def test_the_table_agrees_with_the_checkpoints(done: SearchResult):
     table = pd.read_csv(done.folder / "trials.csv")
     assert list(table) == [
         *("number", "state", "learning_rate", "imbalance", "average_precision", "auc", "f1"),
-        *("sensitivity", "specificity", "best_epoch", "seconds", "run", "reason"),
+        *("sensitivity", "specificity", "threshold", "best_epoch", "seconds", "run", "reason"),
     ]
     assert table["average_precision"].is_monotonic_decreasing
     for row in table.to_dict("records"):
@@ -81,6 +81,7 @@ def test_the_table_agrees_with_the_checkpoints(done: SearchResult):
         assert checkpoint.metrics["epoch"] == row["best_epoch"] == 1
         for name in ("average_precision", "auc", "f1", "sensitivity", "specificity"):
             assert checkpoint.metrics["val"][name] == pytest.approx(row[name], abs=1e-12)
+        assert checkpoint.threshold == pytest.approx(row["threshold"], abs=1e-12)
         assert row["seconds"] > 0
 
 

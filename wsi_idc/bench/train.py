@@ -11,6 +11,7 @@ import torch
 from wsi_idc.bench import timing
 from wsi_idc.bench.baseline import baseline_epoch
 from wsi_idc.bench.fixtures import BenchmarkData, write_pngs
+from wsi_idc.core.errors import RunError
 from wsi_idc.data.augmentation import augment, sample_params
 from wsi_idc.data.splits import make_split
 from wsi_idc.models.classifier import to_images
@@ -45,6 +46,8 @@ def bench_train(
         plain_steps: Total number of steps of the plain script; 0 means that the plain script is not
             measured.
     """
+    if config.is_probe:
+        raise RunError("a linear probe has no training steps; give --freeze 0")
     config = replace(resolve(config), epochs=10**6)
     pack, run = data.pack, Run(data.folder / "unused")
     split = make_split(pack, config.split, seed=config.seed)

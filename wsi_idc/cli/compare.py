@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_idc.cli.config_file import config_option
 from wsi_idc.cli.eval import run_evaluation
 from wsi_idc.cli.inputs import find_checkpoints
 from wsi_idc.cli.options import (
@@ -19,6 +20,7 @@ from wsi_idc.cli.options import (
 )
 from wsi_idc.cli.output import echo_result, hanging_lines
 from wsi_idc.core.files import ensure_writable
+from wsi_idc.core.metric_table import THRESHOLD_METRICS
 from wsi_idc.core.text import count_patches
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 )
 @resample_options
 @compute_options
+@config_option
 @output_options
 def compare(
     a: Path, b: Path, data: Path | None, out: Path | None, as_json: bool, **options: Any
@@ -86,8 +89,10 @@ def _comparison_lines(
 ) -> Iterator[str]:
     from wsi_idc.metrics.bootstrap import FEW_PATIENTS, MIN_PATIENTS
 
-    yield f"A: {folders[0]}"
-    yield f"B: {folders[1]}"
+    for name, folder, threshold in zip(
+        "AB", folders, (comparison.threshold_a, comparison.threshold_b), strict=True
+    ):
+        yield f"{name}: {folder}, threshold {threshold:.3f}"
     yield count_patches(comparison.num_patches, comparison.num_patients)
     yield f"{'':18}{'A':>8}{'B':>9}{'B - A':>10}  95 % interval"
     for row in comparison.metrics.to_dict("records"):
@@ -96,6 +101,8 @@ def _comparison_lines(
             f"{row['metric']:18}{row['a']:8.4f} {row['b']:8.4f} {row['difference']:+9.4f}  "
             f"[{row['low']:+.4f}, {row['high']:+.4f}]{better}"
         )
+    first, last = THRESHOLD_METRICS[0], THRESHOLD_METRICS[-1]
+    yield f"{first} to {last}: at the threshold of A and at that of B"
     for note in comparison.notes:
         if note != FEW_PATIENTS:  # printed below
             yield from hanging_lines("note: ", note)

@@ -33,7 +33,8 @@ def demo(out: Path, seed: int) -> None:
     unseen = count_patches(evaluation.num_patches, evaluation.num_patients)
     text = f"""
 Done. On {unseen} that the model had not seen:
-AUC {metrics["auc"]:.3f} [{low:.3f}, {high:.3f}], F1 {metrics["f1"]:.3f}.
+AUC {metrics["auc"]:.3f} [{low:.3f}, {high:.3f}], F1 {metrics["f1"]:.3f}
+at the threshold {evaluation.final.threshold:.3f}.
 The tissue is synthetic, so these numbers are not valid for real tissue.
 
   pack        {result.pack}

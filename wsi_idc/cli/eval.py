@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from wsi_idc.cli.config_file import config_option
 from wsi_idc.cli.inputs import find_checkpoints, open_predictor
 from wsi_idc.cli.options import (
     PATH,
@@ -22,6 +23,7 @@ from wsi_idc.cli.output import echo_note, echo_result, hanging_lines, raise_if_a
 from wsi_idc.core.constants import DEFAULT_EVALUATIONS
 from wsi_idc.core.errors import WsiIdcError
 from wsi_idc.core.files import ensure_writable
+from wsi_idc.core.metric_table import THRESHOLD_METRICS
 from wsi_idc.core.text import count, count_patches
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ Result = TypeVar("Result")
 )
 @resample_options
 @compute_options
+@config_option
 @output_options
 def eval_(
     runs: tuple[Path, ...],
@@ -232,9 +235,13 @@ def _evaluation_lines(evaluation: "Evaluation", folder: Path) -> Iterator[str]:
         f"{evaluation.split}: {count_patches(evaluation.num_patches, evaluation.num_patients)}, "
         f"{final.column.replace('_', ' ')}, threshold {final.threshold:.3f}"
     )
-    intervals = final.intervals
+    intervals, at = final.intervals, f"at the threshold {final.threshold:.3f}"
     yield from table_lines(
-        (name, f"{value:.4f}{_interval(*intervals[name], digits=4, space='  ')}")
+        (
+            name,
+            f"{value:.4f}{_interval(*intervals[name], digits=4, space='  ')}"
+            f"{f'  {at}' if name in THRESHOLD_METRICS else ''}",
+        )
         for name, value in final.metrics.items()
     )
     if evaluation.patient_summary:
@@ -244,10 +251,14 @@ def _evaluation_lines(evaluation: "Evaluation", folder: Path) -> Iterator[str]:
         yield (
             f"  {name:15} {row['mean']:6.3f}  {interval:<16}  {row['median']:6.3f}  "
             f"{row['least']:8.3f}  {row['largest']:7.3f}"
+            f"{f'  at {final.threshold:.3f}' if name == 'dice' else ''}"
         )
     if evaluation.raw is not None:
-        raw = evaluation.raw.metrics
-        yield f"without smoothing: AUC {raw['auc']:.4f}, F1 {raw['f1']:.4f}, ECE {raw['ece']:.4f}"
+        raw, threshold = evaluation.raw.metrics, evaluation.raw.threshold
+        yield (
+            f"without smoothing: AUC {raw['auc']:.4f}, ECE {raw['ece']:.4f}, F1 {raw['f1']:.4f} at "
+            f"the threshold {threshold:.3f}"
+        )
     yield "confusion     called non-IDC  called IDC"
     yield f"  non-IDC     {counts.true_negative:14d}  {counts.false_positive:10d}"
     yield f"  IDC         {counts.false_negative:14d}  {counts.true_positive:10d}"
@@ -261,7 +272,9 @@ def _evaluation_lines(evaluation: "Evaluation", folder: Path) -> Iterator[str]:
 def _robustness_lines(evaluation: "Evaluation") -> Iterator[str]:
     if evaluation.robustness is None:
         return
-    yield "changed patches         AUC  sensitivity  called IDC  novelty  cautions"
+    threshold = (evaluation.raw or evaluation.final).threshold
+    yield f"changed patches, called at the threshold {threshold:.3f}"
+    yield "  change                AUC  sensitivity  called IDC  novelty  cautions"
     for row in evaluation.robustness.to_dict("records"):
         novelty = (
             ("", "")
@@ -298,7 +311,7 @@ def _interval(low: float, high: float, *, digits: int = 3, space: str = " ") -> 
 def _leaderboard_lines(table: "pd.DataFrame", folder: Path, *, rank_by: str) -> Iterator[str]:
     from wsi_idc.evaluation.compare import MEASURED, PUBLISHED, UNRANKED
 
-    columns = list(dict.fromkeys([rank_by, "auc", "f1", "balanced_accuracy"]))
+    columns = list(dict.fromkeys([rank_by, "auc", "f1", "balanced_accuracy", "threshold"]))
     yield "rank  " + "  ".join(f"{name:>5}" for name in columns) + "  name (test patients)"
     headings = {
         UNRANKED: "evaluated on other patches, so not ranked:",

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from wsi_idc.cli.config_file import config_option
 from wsi_idc.cli.options import PATH, data_option, output_options, with_default
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.constants import MAX_SEED
@@ -21,6 +22,7 @@ from wsi_idc.core.text import count, count_patches
     default=0,
     help="Seed of the sample patches and of their augmentation.",
 )
+@config_option
 @output_options
 def explore(data: Path | None, out: Path, seed: int, as_json: bool) -> None:
     """Describe a data set before training on it.

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from wsi_idc.cli.inputs import find_checkpoints, find_maps, read_checkpoint
+from wsi_idc.cli.config_file import config_option
+from wsi_idc.cli.inputs import find_checkpoints, find_maps
 from wsi_idc.cli.options import (
     PATH,
     Number,
@@ -51,6 +52,7 @@ _MODEL = "wsinfer"
 )
 @click.option("--gzip", "compress", is_flag=True, help="Write GeoJSON as .geojson.gz.")
 @checkpoint_option
+@config_option
 @output_options
 def export(
     maps: tuple[Path, ...],
@@ -91,8 +93,9 @@ def export(
             )
         (path,) = find_checkpoints([checkpoint] if checkpoint else [])
         from wsi_idc.export.wsinfer import write_wsinfer
+        from wsi_idc.models.checkpoint import load_finished_checkpoint
 
-        files = write_wsinfer(read_checkpoint(path), out or Path("wsinfer"))
+        files = write_wsinfer(load_finished_checkpoint(path), out or Path("wsinfer"))
         echo_result({"written": files}, map(str, files), as_json=as_json)
         return
     if checkpoint is not None:

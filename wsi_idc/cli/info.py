@@ -10,12 +10,13 @@ from wsi_idc.cli.options import PATH, output_options
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.constants import SHORT_SHA
 from wsi_idc.core.errors import MapError, SlideError, WsiIdcError
+from wsi_idc.core.metric_table import THRESHOLD_METRICS
 from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint, check_checkpoint_file
 
 _MAX_TEXT = 400
 _FLAGGED = "flagged_"  # start of the names of the columns that count flags
 _SHA256 = re.compile("[0-9a-f]{64}")
-_KNOWN = "wsi-idc info describes packs, checkpoints, runs, maps, cohort files and slides"
+_KNOWN = "wsi-idc info describes packs, checkpoints, runs, maps, cohort files, features and slides"
 _OPENED_BY = {
     ".csv": "a table; a spreadsheet opens it",
     ".geojson": "GeoJSON; QuPath opens it",
@@ -35,9 +36,10 @@ def info(file: Path, as_json: bool) -> None:
     """Describe a file.
 
     FILE is a pack, a checkpoint (.pt), a run directory, a map, a patient file, a cohort file
-    (cohort.h5), a folder with a cohort file, or a slide. A patient file is PATIENT.h5 of a patient
-    with several slides. If FILE is 'bundled', the command describes the bundled model. Unknown
-    values are left out, and long values are shortened. --json prints every value in full.
+    (cohort.h5), a folder with a cohort file, a file of wsi-idc features, or a slide. A patient file
+    is PATIENT.h5 of a patient with several slides. If FILE is 'bundled', the command describes the
+    bundled model. Unknown values are left out, and long values are shortened. --json prints every
+    value in full.
 
     \b
     Example:
@@ -52,9 +54,31 @@ def info(file: Path, as_json: bool) -> None:
         from wsi_idc.maps.layers import flags_in_words
 
         shown["flagged"] = flags_in_words(counts)
+    if shown["kind"] == "checkpoint":
+        shown |= _metrics_in_words(shown, f"at the threshold {shown['threshold']:.4g}")
+    elif isinstance(model := shown.get("model"), dict):
+        shown["model"] = model | _metrics_in_words(model, "at the threshold of the checkpoint")
     known = {name: value for name, value in shown.items() if value is not None}
     rows = ((name.replace("_", " "), _short(value)) for name, value in known.items())
     echo_result(record, table_lines(rows), as_json=as_json)
+
+
+def _metrics_in_words(record: dict[str, Any], at: str) -> dict[str, Any]:
+    """Return the entry "metrics" of a record as text; {} if there are no metrics.
+
+    The text ``at`` names the threshold; it is before the metrics that need a threshold.
+    """
+    if not isinstance(metrics := record.get("metrics"), dict):
+        return {}
+    texts = []
+    for name, value in metrics.items():
+        if isinstance(value, dict):  # such as the metrics on val
+            calls = {key: value[key] for key in value if key in THRESHOLD_METRICS}
+            others = {key: value[key] for key in value if key not in THRESHOLD_METRICS}
+            texts.append(f"{name} {_short(others)}; {at}: {_short(calls)}")
+        else:
+            texts.append(f"{name} {_short(value)}")
+    return {"metrics": ", ".join(texts)}
 
 
 def _describe(file: Path) -> dict[str, Any]:
@@ -76,8 +100,9 @@ def _describe(file: Path) -> dict[str, Any]:
             remedy = f"for totals, give {table}" if has_table else _KNOWN
             raise WsiIdcError(f"{file} is {opened_by}; {remedy}")
     if file.is_file():
-        from wsi_idc.core.hdf5 import read_format
+        from wsi_idc.core.hdf5 import has_format, read_format
         from wsi_idc.data.pack import is_pack
+        from wsi_idc.features.feature_file import FORMAT as FEATURES
         from wsi_idc.maps.cohort import is_cohort
         from wsi_idc.maps.map_reader import has_patient_format, is_map
 
@@ -86,12 +111,15 @@ def _describe(file: Path) -> dict[str, Any]:
             ("map", is_map, _describe_map),
             ("patient", has_patient_format, _describe_patient),
             ("cohort", is_cohort, _describe_cohort),
+            ("features", lambda path: has_format(path, FEATURES), _describe_features),
             ("slide", lambda path: path.suffix != ".h5", _describe_slide),
         ):
             if is_kind(file):
                 return {"kind": kind, "file": file, **describe(file)}
         read_format(file)  # raises an error if the HDF5 file is damaged
-    raise WsiIdcError(f"{file}: neither a pack, a checkpoint, a map, a cohort file nor a slide")
+    raise WsiIdcError(
+        f"{file}: neither a pack, a checkpoint, a map, a cohort file, features nor a slide"
+    )
 
 
 def _cohort_file(folder: Path) -> Path:
@@ -126,6 +154,14 @@ def _describe_pack(file: Path) -> dict[str, Any]:
         **vars(pack.info),
         "patches_of": {patient: len(pack.rows_of(patient)) for patient in pack.patients},
     }
+
+
+def _describe_features(file: Path) -> dict[str, Any]:
+    from wsi_idc.features.feature_file import describe_features
+
+    record = describe_features(file)
+    del record["identity"]
+    return record
 
 
 def _describe_map(file: Path) -> dict[str, Any]:

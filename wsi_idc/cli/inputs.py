@@ -1,38 +1,28 @@
-"""Find the checkpoints and the map files that a command line names."""
+"""Find the checkpoints, patients, slides and map files that a command line names."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
+from wsi_idc.cli.options import TISSUE_PARAMETERS, changed
 from wsi_idc.cli.output import echo_note
 from wsi_idc.core.constants import DEFAULT_MAPS, DEFAULT_RUNS
-from wsi_idc.core.errors import CheckpointError, MapError
+from wsi_idc.core.errors import MapError
 from wsi_idc.models.checkpoint_files import BUNDLED, bundled_checkpoint, check_checkpoint_file
-from wsi_idc.training.runs import DEFAULT, Run, default_checkpoint
+from wsi_idc.training.runs import DEFAULT, Run, checkpoint_file, default_checkpoint
 
 if TYPE_CHECKING:
     from wsi_idc.inference.predictor import Predictor
-    from wsi_idc.models.checkpoint import Checkpoint
 
 
 def open_predictor(paths: Sequence[Path], *, tta: bool, smooth: bool | None) -> "Predictor":
     """Read the checkpoints in ``paths``; return one predictor that uses all of them."""
     from wsi_idc.inference.predictor import Predictor
+    from wsi_idc.models.checkpoint import load_finished_checkpoint
 
-    return Predictor(tuple(map(read_checkpoint, paths)), tta=tta, smooth=smooth)
-
-
-def read_checkpoint(path: Path) -> "Checkpoint":
-    """Read a checkpoint; raise CheckpointError if its training is not finished."""
-    from wsi_idc.models.checkpoint import load_checkpoint
-
-    checkpoint = load_checkpoint(path)
-    if not checkpoint.metrics:
-        raise CheckpointError(
-            f"{path}: the training is not finished, so the model is not calibrated; run the same "
-            "wsi-idc train again"
-        )
-    return checkpoint
+    return Predictor(tuple(map(load_finished_checkpoint, paths)), tta=tta, smooth=smooth)
 
 
 def find_checkpoints(checkpoints: Sequence[Path]) -> list[Path]:
@@ -58,16 +48,7 @@ def _find(path: Path | None) -> tuple[Path, str]:
         return bundled_checkpoint(), f"the bundled model; there is no {default_file}"
     if str(path) == BUNDLED:
         return bundled_checkpoint(), "the bundled model"
-    if path.is_dir() and (finished := Run(path).finished_checkpoint).name != "best.pt":
-        raise CheckpointError(
-            f"{path}: the new training of this run is not finished; wait for it, run the same "
-            f"wsi-idc train again, or give {finished}"
-        )
-    if not path.exists() and path.suffix != ".pt":
-        raise CheckpointError(f"{path}: no such file; give a finished run or a .pt file")
-    if path.is_dir() and not (path / "best.pt").exists():
-        raise CheckpointError(f"{path}: no best.pt in this folder; give a finished run")
-    return (path / "best.pt" if path.is_dir() else path), "as given"
+    return checkpoint_file(path), "as given"
 
 
 def find_maps(paths: Sequence[Path]) -> list[Path]:
@@ -86,3 +67,47 @@ def find_maps(paths: Sequence[Path]) -> list[Path]:
         where = ", ".join(map(str, paths)) or f"{DEFAULT_MAPS}/"
         raise MapError(f"no maps in {where}; make maps with wsi-idc map, or give other paths")
     return list(maps)
+
+
+def split_inputs(
+    arguments: tuple[Path, ...], patients: tuple[str, ...], slides: tuple[Path, ...]
+) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """Return the ids of all given patients, and the paths of all given slides.
+
+    Args:
+        arguments: Words without an option; each is the id of a patient, or a slide.
+        patients: Values of ``--patient``: ids, separated by commas.
+        slides: Values of ``--slide``.
+    """
+    texts = list(patients)
+    paths = list(slides)
+    for argument in arguments:
+        # Files after --slide come from a pattern of the shell.
+        if slides or len(argument.parts) > 1 or argument.suffix or argument.exists():
+            paths.append(argument)
+        else:
+            texts.append(str(argument))
+    ids = [name.strip() for text in texts for name in text.split(",")]
+    return tuple(filter(None, ids)), tuple(paths)
+
+
+def check_inputs(patients: tuple[str, ...], slides: tuple[Path, ...]) -> None:
+    """Raise UsageError if the inputs of ``input_options`` are ambiguous, or an option is unused."""
+    given = click.get_current_context().params
+    for_slides = bool(slides or given["manifest"])
+    for_patients = bool(patients or given["patients_file"])
+    inputs = [for_patients, given["everyone"], bool(slides), bool(given["manifest"])]
+    if sum(inputs) != 1:
+        raise click.UsageError(
+            "give patients (PATIENT... or --patients-file FILE), --all, slides (FILE...) or "
+            "--manifest CSV; these four cannot be combined."
+        )
+    if not for_slides and (unused := changed("mpp", "mask", "stride", *TISSUE_PARAMETERS)):
+        raise click.UsageError(
+            f"{', '.join(unused)} has no effect on a pack: its patches are already cut."
+        )
+    if for_slides and changed("data"):
+        # An id is taken for a slide if it has a dot, or if a folder has the same name.
+        names = [str(path) for path in given["files"] if len(path.parts) == 1]
+        hint = f"; if {names[0]} is a patient, give --patient {names[0]}" if names else ""
+        raise click.UsageError(f"--data is for patients of a pack, not for slides{hint}.")

@@ -12,12 +12,20 @@ from typing import Any
 import click
 
 from wsi_idc.cli.compare import compare
+from wsi_idc.cli.config_file import option_key
 from wsi_idc.cli.eval import eval_
 from wsi_idc.cli.explore import explore
 from wsi_idc.cli.export import export
 from wsi_idc.cli.map import map_
 from wsi_idc.cli.options import PATH, is_given, json_option, with_default
-from wsi_idc.cli.output import echo, echo_note, echo_result, echo_table, raise_if_any
+from wsi_idc.cli.output import (
+    echo,
+    echo_note,
+    echo_result,
+    echo_table,
+    raise_if_any,
+    table_lines,
+)
 from wsi_idc.cli.prepare import prepare
 from wsi_idc.cli.render import render
 from wsi_idc.cli.report import report
@@ -37,7 +45,10 @@ COMMANDS: Mapping[str, click.Command] = {
 }
 # A job file must not contain these options: the user chooses them for each call.
 NOT_IN_A_FILE = frozenset(
-    {"device", "num_workers", "overwrite", "as_json", "verbose", "quiet", "dry_run"}
+    {
+        *("device", "num_workers", "overwrite", "log_to"),
+        *("as_json", "verbose", "quiet", "dry_run", "config"),
+    }
 )
 _PASS_FLAGS = {"ignore_unknown_options": True}
 
@@ -110,9 +121,11 @@ def command_spec(command: click.Command) -> CommandSpec:
             params = command.make_context(f"wsi-idc {command.name}", list(words)).params
         except click.ClickException as error:
             raise JobError(error.format_message()) from None
-        return {_key(param): params.get(str(param.name)) for param in command.params}
+        return {option_key(param): params.get(str(param.name)) for param in command.params}
 
-    params = {_key(param): param for param in command.params if param.name not in NOT_IN_A_FILE}
+    params = {
+        option_key(param): param for param in command.params if param.name not in NOT_IN_A_FILE
+    }
     options = {key: param for key, param in params.items() if isinstance(param, click.Option)}
     return CommandSpec(
         options={key: _option(param) if key in options else "" for key, param in params.items()},
@@ -143,7 +156,9 @@ def _parse_flags(
         if isinstance(value, Path):
             value = str(value)
         if param.name not in NOT_IN_A_FILE:
-            overrides[_key(param)] = list(map(str, value)) if isinstance(value, tuple) else value
+            overrides[option_key(param)] = (
+                list(map(str, value)) if isinstance(value, tuple) else value
+            )
         elif isinstance(param, click.Option) and (param.is_flag or param.count):
             extra += [_option(param)] * int(value)
         else:
@@ -153,10 +168,6 @@ def _parse_flags(
 
 def _option(param: click.Parameter) -> str:
     return max(param.opts, key=len)
-
-
-def _key(param: click.Parameter) -> str:
-    return _option(param).lstrip("-").replace("-", "_")
 
 
 @click.command(context_settings=_PASS_FLAGS)
@@ -198,7 +209,11 @@ def status(job: Path, as_json: bool, flags: tuple[str, ...]) -> None:
     type=click.Choice(["slurm", "local"]),
     help="Run on SLURM or on this machine.  [default: slurm if sbatch is installed, else local]",
 )
-@click.option("--dry-run", is_flag=True, help="Print the script or the commands; submit nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Print where the job would run, and the script or the commands; submit nothing.",
+)
 @click.option(
     "--gpus",
     type=click.IntRange(min=0),
@@ -244,11 +259,14 @@ def submit(
         if given:
             names = ", ".join(f"--{'sbatch' if name == 'more' else name}" for name in given)
             echo_note(f"these flags have an effect only on SLURM: {names}")
+        log = slurm.LOGS / f"{opened.name}.out"
         if dry_run:
+            reason = ", because sbatch is not installed; --on slurm shows the script for SLURM"
             for task in [opened.single_call] if opened.single_call else opened.tasks:
                 echo(task.command_line())
+            place = f"this machine, in the background{'' if where else reason}"
+            _echo_notes([("where", place), ("log", log)])
             return
-        log = slurm.LOGS / f"{opened.name}.out"
         process = _start_here(["job", str(job), *flags], log)
         rows = [
             ("started", f"{opened.name} in the background, process {process}"),
@@ -257,17 +275,20 @@ def submit(
         ]
     else:
         text = slurm.sbatch_text(opened, flags, **resources)
-        if dry_run:
-            click.echo(text, nl=False)
-            return
-        if not shutil.which("sbatch"):
-            raise JobError("sbatch is not installed; submit where SLURM runs, or give --on local")
         script = slurm.LOGS / f"{opened.name}.sbatch"
-        write_text(script, text)
         # The command line of sbatch overrides site.env, and site.env overrides the script.
         sbatch = {"memory": "mem", "time": "time", "partition": "partition", "account": "account"}
         words = [f"--{sbatch[name]}={resources[name]}" for name in given if name in sbatch]
-        number = slurm.submit(script, [*words, *resources["more"]])
+        words += resources["more"]
+        if dry_run:
+            command = shlex.join(["sbatch", *words, str(script)])
+            click.echo(text, nl=False)
+            _echo_notes([*_slurm_rows(opened, given, resources), ("command", command)])
+            return
+        if not shutil.which("sbatch"):
+            raise JobError("sbatch is not installed; submit where SLURM runs, or give --on local")
+        write_text(script, text)
+        number = slurm.submit(script, words)
         tasks = f", {len(opened.tasks)} tasks" if len(opened.tasks) > 1 else ""
         rows = [
             ("submitted", f"{opened.name} as job {number}{tasks}"),
@@ -275,6 +296,30 @@ def submit(
             ("logs", slurm.LOGS / f"{opened.name}-{number}*.out"),
         ]
     echo_table([*rows, ("next", shlex.join(["wsi-idc", "status", str(job), *flags]))])
+
+
+def _echo_notes(rows: Sequence[tuple[str, object]]) -> None:
+    """Write a table to standard error; the script or the commands are on standard output."""
+    for line in table_lines(rows):
+        echo_note(line)
+
+
+def _slurm_rows(
+    opened: Job, given: Sequence[str], resources: Mapping[str, Any]
+) -> list[tuple[str, object]]:
+    """Return rows of a table: partition, time limit and log file of a job on SLURM."""
+    site = slurm.site_settings()
+    partition = resources["partition"] or site.get("SBATCH_PARTITION")
+    time = resources["time"] if "time" in given else site.get("SBATCH_TIMELIMIT", resources["time"])
+    where = f"partition {partition}" if partition else "the default partition of SLURM"
+    if not shutil.which("sbatch"):
+        where += "; sbatch is not installed here"
+    num_tasks = len(opened.tasks)
+    return [
+        ("where", f"SLURM, {where}"),
+        ("time", f"at most {time}" + (f" for each of {num_tasks} tasks" if num_tasks > 1 else "")),
+        ("log", slurm.LOGS / f"{opened.name}-JOB{'_TASK' if num_tasks > 1 else ''}.out"),
+    ]
 
 
 def _start_here(arguments: list[str], log: Path) -> int:

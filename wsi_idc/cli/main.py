@@ -24,6 +24,7 @@ from wsi_idc.cli.download import download, fetch_weights
 from wsi_idc.cli.eval import eval_
 from wsi_idc.cli.explore import explore
 from wsi_idc.cli.export import export
+from wsi_idc.cli.features import features
 from wsi_idc.cli.info import info
 from wsi_idc.cli.job import job, status, submit
 from wsi_idc.cli.map import map_
@@ -85,7 +86,8 @@ def group() -> None:
 
 for _command in (
     *(demo, synth, download, prepare, explore, train, search, job, submit, status, eval_, compare),
-    *(use, map_, view, render, export, report, info, models, fetch_weights, doctor, bench),
+    *(use, map_, view, render, export, report, info, features, models, fetch_weights, doctor),
+    bench,
 ):
     group.add_command(_command)
 
@@ -153,14 +155,14 @@ def _similar_options(error: click.NoSuchOption) -> list[str]:
 
     Three rules are tried until one rule finds options. Rule 1: the unknown option has the initials
     of the option (--lr finds --learning-rate). Rule 2: the option contains the name of the unknown
-    option. Rule 3: the two names are similar.
+    option, or the unknown option begins with its name. Rule 3: the two names are similar.
     """
     given = error.option_name.lstrip("-")
     params = error.ctx.command.params if error.ctx else []
     options = [name for param in params for name in (*param.opts, *param.secondary_opts)]
     names = {name.lstrip("-"): name for name in options if name.startswith("--")}
     initials = [n for n in names if len(given) > 1 and "".join(w[0] for w in n.split("-")) == given]
-    parts = [name for name in names if len(given) > 2 and given in name]
+    parts = [n for n in names if len(given) > 2 and (given in n or given.startswith(n))]
     similar = initials or parts or difflib.get_close_matches(given, names)
     return sorted(names[name] for name in similar)
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_idc.cli.inputs import find_checkpoints, open_predictor
+from wsi_idc.cli.config_file import config_option
+from wsi_idc.cli.inputs import check_inputs, find_checkpoints, open_predictor, split_inputs
 from wsi_idc.cli.options import (
     CAM_CLASSES,
     PATH,
@@ -19,6 +20,7 @@ from wsi_idc.cli.options import (
     compute_options,
     data_option,
     exclude_flagged_option,
+    input_options,
     output_options,
     predictor_options,
     slide_options,
@@ -39,21 +41,7 @@ _MAX_UPDATED = 1000  # maps; reading them for the table takes half a minute
 
 
 @click.command("map")
-@click.argument("files", nargs=-1, type=PATH, metavar="[PATIENT | FILE]...")
-@click.option("--patient", "patients", multiple=True, help="Ids of patients, separated by commas.")
-@click.option("--patients-file", type=PATH, help="Text file with one patient id per line.")
-@click.option("--all", "everyone", is_flag=True, help="Map all patients of the data.")
-@click.option(
-    "--slide",
-    "slides",
-    multiple=True,
-    type=PATH,
-    help="Slide, or folder of slides.",
-)
-@click.option("--manifest", type=PATH, help="CSV file of slides: slide, patient, mpp, mask.")
-@click.option(
-    "--shard", metavar="I/N", help="Divide the work into N equal parts, and do only part I."
-)
+@input_options
 @click.option("--dry-run", is_flag=True, help="Print the plan, memory and disk space; map nothing.")
 @predictor_options
 @click.option(
@@ -76,6 +64,7 @@ _MAX_UPDATED = 1000  # maps; reading them for the table takes half a minute
     help="Compile the network with torch.compile. This takes half a minute; maps are then faster.",
 )
 @compute_options
+@config_option
 @output_options
 def map_(
     files: tuple[Path, ...],
@@ -117,7 +106,7 @@ def map_(
       wsi-idc map --all --data data/idc.h5 --checkpoint runs/mine
       wsi-idc map --slide scans/ --checkpoint runs/mine
     """
-    patients, slides = _inputs(files, patients, slides)
+    patients, slides = split_inputs(files, patients, slides)
     _check_usage(patients, slides)
     from wsi_idc.maps.plan import parse_shard
 
@@ -170,42 +159,10 @@ def map_(
     _echo_report(report, builder.out, regrouped, has_table=has_table, as_json=as_json)
 
 
-def _inputs(
-    arguments: tuple[Path, ...], patients: tuple[str, ...], slides: tuple[Path, ...]
-) -> tuple[tuple[str, ...], tuple[Path, ...]]:
-    """Return the ids of all given patients, and the paths of all given slides."""
-    texts = list(patients)
-    paths = list(slides)
-    for argument in arguments:
-        # Files after --slide come from a pattern of the shell.
-        if slides or len(argument.parts) > 1 or argument.suffix or argument.exists():
-            paths.append(argument)
-        else:
-            texts.append(str(argument))
-    ids = [name.strip() for text in texts for name in text.split(",")]
-    return tuple(filter(None, ids)), tuple(paths)
-
-
 def _check_usage(patients: tuple[str, ...], slides: tuple[Path, ...]) -> None:
     """Raise UsageError if the inputs are ambiguous, or if an option would have no effect."""
+    check_inputs(patients, slides)
     given = click.get_current_context().params
-    for_slides = bool(slides or given["manifest"])
-    for_patients = bool(patients or given["patients_file"])
-    inputs = [for_patients, given["everyone"], bool(slides), bool(given["manifest"])]
-    if sum(inputs) != 1:
-        raise click.UsageError(
-            "give patients (PATIENT... or --patients-file FILE), --all, slides (FILE...) or "
-            "--manifest CSV; these four cannot be combined."
-        )
-    if not for_slides and (unused := changed("mpp", "mask", "stride", *TISSUE_PARAMETERS)):
-        raise click.UsageError(
-            f"{', '.join(unused)} has no effect on a pack: its patches are already cut."
-        )
-    if for_slides and changed("data"):
-        # An id is taken for a slide if it has a dot, or if a folder has the same name.
-        names = [str(path) for path in given["files"] if len(path.parts) == 1]
-        hint = f"; if {names[0]} is a patient, give --patient {names[0]}" if names else ""
-        raise click.UsageError(f"--data is for patients of a pack, not for slides{hint}.")
     if given["no_cam"] and (unused := changed("cam_method", "cam_layer", "cam_class")):
         raise click.UsageError(
             f"{', '.join(unused)} has no effect with --no-cam; leave out one of the options."

@@ -1,6 +1,7 @@
 """Decorators for options that several commands share."""
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import Field, fields
@@ -10,9 +11,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from wsi_idc.cli.config_file import config_lines
 from wsi_idc.core.constants import MAX_SEED, NUM_RESAMPLES, PREDICT_BATCH_SIZE
 from wsi_idc.training.config import TrainConfig
 
+logger = logging.getLogger(__name__)
 PATH = click.Path(path_type=Path)
 CAM_CLASSES = ("non-idc", "idc")  # the index of a name is its label
 # Like ``click.option``, but the help text shows the default value.
@@ -40,6 +43,8 @@ def logging_options(command: Callable[..., Any]) -> Callable[..., Any]:
         from wsi_idc.core.progress import set_up_logging
 
         set_up_logging(-1 if quiet else verbose)
+        for line in config_lines(click.get_current_context()):
+            logger.info("%s", line)
         return command(**arguments)
 
     return wrapped
@@ -167,6 +172,20 @@ slide_options = _block(
         "Patches overlap if this distance is less than the patch size.  [default: the patch size]",
     ),
 )
+# Patients and slides: ``map`` and ``features`` share them; ``inputs.split_inputs`` uses the values.
+input_options = _block(
+    click.argument("files", nargs=-1, type=PATH, metavar="[PATIENT | FILE]..."),
+    click.option(
+        "--patient", "patients", multiple=True, help="Ids of patients, separated by commas."
+    ),
+    click.option("--patients-file", type=PATH, help="Text file with one patient id per line."),
+    click.option("--all", "everyone", is_flag=True, help="Take all patients of the data."),
+    click.option("--slide", "slides", multiple=True, type=PATH, help="Slide, or folder of slides."),
+    click.option("--manifest", type=PATH, help="CSV file of slides: slide, patient, mpp, mask."),
+    click.option(
+        "--shard", metavar="I/N", help="Divide the work into N equal parts, and do only part I."
+    ),
+)
 cam_options = _block(
     with_default(
         "--cam-method",
@@ -200,6 +219,13 @@ run_options = _block(
         "accumulated. 0 starts with the full batch and halves it if the memory is too small.",
     ),
     click.option("--compile", "compiled", is_flag=True, help="Use torch.compile for training."),
+    click.option(
+        "--log",
+        "log_to",
+        metavar="NAMES",
+        help="Loggers of the metrics, separated by commas: tensorboard, wandb, mlflow; or none.  "
+        "[default: tensorboard]",
+    ),
     with_default(
         "--save-minutes",
         type=Number(min=0),
@@ -246,11 +272,29 @@ resample_options = _block(
 )
 
 
+class _NumberOrWord(click.ParamType):
+    """Type of an option: a number of the type ``kind``, or one of ``words``."""
+
+    name = "text"
+
+    def __init__(self, kind: type, words: tuple[str, ...]) -> None:
+        self.kind, self.words = click.types.convert_type(kind), words
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return the name of the type for the help text."""
+        return "|".join((self.kind.name.upper(), *self.words))
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Convert text; raise click's usage error if the text is neither a number nor a word."""
+        return value if value in self.words else self.kind.convert(value, param, ctx)
+
+
 def _config_option(field: Field[Any]) -> Callable[[Any], Any]:
-    choices = field.metadata["choices"]
+    choices, words, kind = field.metadata["choices"], field.metadata["words"], type(field.default)
+    own_type = _NumberOrWord(kind, words) if words else kind
     return with_default(
         f"--{field.name.replace('_', '-')}",
-        type=click.Choice(choices) if choices else type(field.default),
+        type=click.Choice(choices) if choices else own_type,
         default=field.default,
         help=field.metadata["help"],
     )

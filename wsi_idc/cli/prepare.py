@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_idc.cli.config_file import config_option
 from wsi_idc.cli.options import (
     PATH,
     TISSUE_PARAMETERS,
@@ -82,6 +83,7 @@ _SLIDE_OPTIONS = (
     type=PATH,
     help="Folder into which the labelled patches of the slides are also written as PNG files.",
 )
+@config_option
 @output_options
 def prepare(
     tree: Path | None,

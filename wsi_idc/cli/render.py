@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from wsi_idc.cli.config_file import config_option
 from wsi_idc.cli.inputs import find_maps
 from wsi_idc.cli.options import (
     PATH,
@@ -51,6 +52,7 @@ _VIEWS = ("panels", "overlay", "contours", "cam", "quality", "side-by-side")
 )
 @threshold_option
 @exclude_flagged_option
+@config_option
 @logging_options
 def render(
     maps: tuple[Path, ...],

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from wsi_idc.cli.config_file import config_option
 from wsi_idc.cli.inputs import find_maps
 from wsi_idc.cli.options import (
     PATH,
@@ -27,6 +28,7 @@ from wsi_idc.core.text import count, shorten_list
     is_flag=True,
     help="Make pages that can be sent one by one: each contains the code that all pages share.",
 )
+@config_option
 @output_options
 def report(
     maps: tuple[Path, ...],

@@ -1,15 +1,16 @@
 """``wsi-idc search``: search for hyper-parameters."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from wsi_idc.cli.config_file import config_option
 from wsi_idc.cli.options import PATH, data_option, device_option, output_options
-from wsi_idc.cli.output import echo_note, echo_result, raise_if_any, table_lines
+from wsi_idc.cli.output import echo_note, echo_result, hanging_lines, raise_if_any, table_lines
 from wsi_idc.core.constants import DEFAULT_RUNS
-from wsi_idc.search.config import format_value, read_search
+from wsi_idc.search.config import format_point, read_search
 
 if TYPE_CHECKING:
     from wsi_idc.search.results import SearchResult
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 @data_option
 @click.option("--out", type=PATH, help="Folder of the search.  [default: runs/NAME]")
 @device_option
+@config_option
 @output_options
 def search(job: Path, data: Path | None, out: Path | None, device: str, as_json: bool) -> None:
     """Train with many settings and rank the results.
@@ -65,13 +67,21 @@ def search(job: Path, data: Path | None, out: Path | None, device: str, as_json:
 def _search_lines(result: "SearchResult") -> Iterator[str]:
     from wsi_idc.search.results import BEST_JOB, FIGURE, TABLE
 
-    rows, axes = result.rows(), result.spec.axes
-    names = [name for name in rows[0] if name not in {"run", "reason"}]
-    table = [[name.replace("_", " ") for name in names]]
-    table += [[_cell(name, row[name], axes) for name in names] for row in rows]
+    rows, metric = result.rows(), result.spec.metric
+    columns = {"number": "trial", "state": "state", metric: metric.replace("_", " ")}
+    columns |= {"auc": "AUC", "f1": "F1", "threshold": "threshold", "best_epoch": "epoch"}
+    columns["seconds"] = "seconds"
+    table = [[*columns.values()], *([_cell(name, row[name]) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        yield "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+    lines = [
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        for cells in table
+    ]
+    yield lines[0]
+    for line, trial in zip(lines[1:], result.trials, strict=True):
+        yield line
+        yield from hanging_lines(" " * (widths[0] + 2), format_point(trial.point))
+    yield "F1 is at the threshold of the trial; trials.csv has the other metrics"
     if running := len(result.having("running")):
         yield (
             f"other processes still run {running} of {len(rows)} trials; the last process to end "
@@ -91,9 +101,9 @@ def _search_lines(result: "SearchResult") -> Iterator[str]:
     )
 
 
-def _cell(name: str, value: object, axes: Container[str]) -> str:
+def _cell(name: str, value: object) -> str:
     if value is None:
         return "-"
-    if isinstance(value, float) and name not in axes:
+    if isinstance(value, float):
         return f"{value:.0f}" if name == "seconds" else f"{value:.4f}"
-    return format_value(value)
+    return str(value)

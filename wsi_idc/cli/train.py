@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_idc.cli.config_file import config_option, source_text
 from wsi_idc.cli.options import PATH, config_options, output_options, run_options
 from wsi_idc.cli.output import echo_result, table_lines
 from wsi_idc.core.constants import DEFAULT_RUNS
-from wsi_idc.core.text import count
+from wsi_idc.core.text import count, join_items
 from wsi_idc.training.config import TrainConfig
 from wsi_idc.training.runs import DEFAULT
 
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 @config_options
 @run_options
 @click.option("--out", type=PATH, help="Run directory.  [default: runs/MODEL-DIGEST]")
+@config_option
 @output_options
 def train(
     data: Path | None,
@@ -35,6 +37,7 @@ def train(
     device: str,
     micro_batch: int,
     compiled: bool,
+    log_to: str | None,
     save_minutes: float,
     overwrite: bool,
     as_json: bool,
@@ -53,9 +56,14 @@ def train(
     Examples:
       wsi-idc train --model cnn-bn
       wsi-idc train --model resnet50 --split kfold:5/0
+      WANDB_MODE=offline wsi-idc train --log tensorboard,wandb
       torchrun --nproc-per-node 4 --no-python wsi-idc train --model resnet50
     """
     config = TrainConfig(**options)
+
+    from wsi_idc.training.metric_loggers import parse_loggers
+
+    loggers = parse_loggers(log_to)
 
     from wsi_idc.data.open_data import open_data
     from wsi_idc.data.splits import make_split
@@ -84,7 +92,7 @@ def train(
         split = make_split(pack, config.split, seed=config.seed)
         signature = resolved_config(config, pack, split)
         run = Run(out) if out else default_run(DEFAULT_RUNS, resolved.model, signature)
-        _log_inputs(resolved, pack, split, run)
+        _log_inputs(resolved, pack, split, run, ctx=click.get_current_context())
         was_finished = run.is_finished() and not overwrite
         with stop_requests() as stop:
             checkpoint = run_training(
@@ -98,6 +106,7 @@ def train(
                 micro_batch=micro_batch,
                 save_minutes=save_minutes,
                 stop=stop,
+                loggers=loggers,
             )
     if world.is_main:
         if is_default:
@@ -126,15 +135,21 @@ def _check_files(config: TrainConfig, data: Path | None) -> None:
             logging.disable(logging.NOTSET)
 
 
-def _log_inputs(config: TrainConfig, pack: "Pack", split: "Split", run: "Run") -> None:
+def _log_inputs(
+    config: TrainConfig, pack: "Pack", split: "Split", run: "Run", *, ctx: click.Context
+) -> None:
     from wsi_idc.data.splits import split_table
 
     logger.info("run: %s", run.folder)
     logger.info("data: %s", pack)
-    settings = vars(config).items()
-    logger.info("settings: %s", ", ".join(f"{name} {value}" for name, value in settings))
+    settings = [f"{name} {value}{_source(ctx, name)}" for name, value in vars(config).items()]
+    logger.info("%s", join_items([f"settings: {settings[0]}", *settings[1:]]))
     for line in _split_lines(split.spec, split_table(split, pack)):
         logger.info("%s", line)
+
+
+def _source(ctx: click.Context, name: str) -> str:
+    return f" ({text})" if (text := source_text(ctx, name)) else ""
 
 
 def _split_lines(spec: str, table: Any) -> Iterator[str]:
@@ -166,23 +181,29 @@ def _result_lines(run: "Run", checkpoint: "Checkpoint", *, was_finished: bool) -
     if was_finished:
         yield f"{run.folder} is already finished; --overwrite trains again"
     val = checkpoint.metrics["val"]
-    is_worse = val["ece"] > val["ece_uncalibrated"]
-    effect = ", worse: a temperature minimizes the cross-entropy, not the ECE" if is_worse else ""
     names = ("auc", "average_precision", "f1", "sensitivity", "specificity")
+    values = ", ".join(f"{name} {val[name]:.3f}" for name in names)
+    values = values.replace(", f1", f"; at the threshold {checkpoint.threshold:.3f}: f1")
     yield from table_lines(
         [
             ("checkpoint", run.best),
             ("best epoch", checkpoint.metrics["epoch"]),
-            ("val", ", ".join(f"{name} {val[name]:.3f}" for name in names) + " at the threshold"),
+            ("val", values),
             ("threshold", f"{checkpoint.threshold:.3f} ({_threshold_rule(checkpoint)})"),
-            (
-                "temperature",
-                f"{checkpoint.temperature:.3f} (ECE on val {val['ece_uncalibrated']:.3f} "
-                f"-> {val['ece']:.3f}{effect})",
-            ),
+            ("temperature", f"{checkpoint.temperature:.3f} ({_ece_text(checkpoint)})"),
             ("next", f"wsi-idc eval {run.folder}; wsi-idc map --all --checkpoint {run.folder}"),
         ]
     )
+
+
+def _ece_text(checkpoint: "Checkpoint") -> str:
+    val = checkpoint.metrics["val"]
+    if checkpoint.temperature == 1:
+        return f"ECE on val {val['ece']:.3f}; the fitted temperature increases the ECE"
+    # Version 0.1.0 also kept a temperature that increases the ECE.
+    is_worse = val["ece"] > val["ece_uncalibrated"]
+    effect = ", worse: a temperature minimizes the cross-entropy, not the ECE" if is_worse else ""
+    return f"ECE on val {val['ece_uncalibrated']:.3f} -> {val['ece']:.3f}{effect}"
 
 
 def _threshold_rule(checkpoint: "Checkpoint") -> str:

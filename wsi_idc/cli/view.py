@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from wsi_idc.cli.config_file import config_option
 from wsi_idc.cli.options import (
     PATH,
     Number,
@@ -41,6 +42,7 @@ from wsi_idc.core.text import count
     "--port", type=click.IntRange(0, 65535), default=0, help="Port of the server; 0: a free port."
 )
 @click.option("--no-browser", is_flag=True, help="Do not open a browser.")
+@config_option
 @logging_options
 def view(
     paths: tuple[Path, ...],

@@ -53,6 +53,10 @@ class PeerLostError(WsiIdcError):
     """Another process of a distributed training has ended."""
 
 
+class MissingPackageError(WsiIdcError):
+    """A function needs an optional package that is not installed."""
+
+
 class BusyError(WsiIdcError):
     """Another process is writing the same output."""
 

@@ -7,13 +7,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from wsi_idc.core.text import wrap_for_terminal
+from wsi_idc.core.text import LOG_WIDTH, wrap_for_terminal
 
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
 # With the time of day in front, a line has at most 80 columns.
 _LINE = "{desc}: {percentage:3.0f}% [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+# Without counts and rate, a postfix with the progress of a complete training fits 80 columns.
+_SHORT_BAR = "{desc}: {percentage:3.0f}%|{bar}| {remaining} left{postfix}"
+_SHORT_LINE = "{desc}: {percentage:.0f}%, {remaining} left{postfix}"
 
 
 class _Lines(tqdm):
@@ -21,7 +24,10 @@ class _Lines(tqdm):
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         if 0 < self.n < self.total:
-            logger.info("%s", msg or str(self))
+            line = msg or str(self)
+            while len(line) > LOG_WIDTH and ", " in line:
+                line = line.rpartition(", ")[0]  # leave out the last item
+            logger.info("%s", line)
         return True
 
 
@@ -48,7 +54,14 @@ def set_up_logging(verbosity: int) -> None:
     package.setLevel(level)
 
 
-def progress(total: int, *, what: str, unit: str = "patch", done: int = 0) -> Any:
+def format_duration(seconds: float) -> str:
+    """Format a duration as minutes and seconds, such as "37:00", or with hours, as "5:12:00"."""
+    return tqdm.format_interval(seconds)
+
+
+def progress(
+    total: int, *, what: str, unit: str = "patch", done: int = 0, is_short: bool = False
+) -> Any:
     """Return a tqdm progress bar, which is a context manager; ``-q`` hides the bar.
 
     Args:
@@ -56,13 +69,15 @@ def progress(total: int, *, what: str, unit: str = "patch", done: int = 0) -> An
         what: Name of the work.
         unit: Name of one unit.
         done: Number of units that an earlier run has done; the rate does not count these units.
+        is_short: Show only percent, time left and the postfix.
     """
     options: dict[str, Any] = {"total": total, "desc": what, "unit": f" {unit}", "initial": done}
     options["leave"] = False
     if not logger.isEnabledFor(logging.INFO):
         return tqdm(**options, disable=True)
     if sys.stderr.isatty():
-        return tqdm(**options, dynamic_ncols=True)
+        return tqdm(**options, dynamic_ncols=True, bar_format=_SHORT_BAR if is_short else None)
     # Discard the carriage return that tqdm itself writes at the end.
-    options |= {"file": io.StringIO(), "bar_format": _LINE, "unit_scale": True}
+    line = _SHORT_LINE if is_short else _LINE
+    options |= {"file": io.StringIO(), "bar_format": line, "unit_scale": True}
     return _Lines(**options, mininterval=SECONDS_BETWEEN_LINES, maxinterval=60)

@@ -5,6 +5,9 @@ import textwrap
 from collections.abc import Iterable
 from typing import TextIO
 
+# With the time of day and a space in front, a line of a log has at most 80 columns.
+LOG_WIDTH = 71
+
 
 def count(value: int, singular: str, plural: str = "") -> str:
     """Format a count with its noun, such as "1 patch" or "2 patches".
@@ -26,13 +29,33 @@ def wrap_for_terminal(line: str, stream: TextIO) -> str:
     """Wrap a message to the width of the terminal; the lines end between words.
 
     Long words, such as paths, are not broken. If ``stream`` is not a terminal, the message is not
-    wrapped, so that a log has one line for each message.
+    changed, so that programs can search a log.
     """
     width = shutil.get_terminal_size().columns if stream.isatty() else 0
-    if not 0 < width < len(line):
+    if width <= 0:
         return line
-    words = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(line, width, subsequent_indent="  ", **words)  # type: ignore[arg-type]
+    words = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": "  "}
+    return "\n".join(
+        textwrap.fill(part, width, **words) if len(part) > width else part  # type: ignore[arg-type]
+        for part in line.split("\n")
+    )
+
+
+def join_items(items: Iterable[str]) -> str:
+    """Join items by commas, in lines of at most 71 columns.
+
+    With the time of day before the first line, a log has at most 80 columns. A line begins before
+    an item that does not fit into the line above; an item is never broken.
+    """
+    lines = [""]
+    for item in items:
+        text = f"{lines[-1]}, {item}" if lines[-1] else item
+        if lines[-1] and len(text) >= LOG_WIDTH:
+            lines[-1] += ","
+            lines.append(f"  {item}")
+        else:
+            lines[-1] = text
+    return "\n".join(lines)
 
 
 def shorten_list(names: Iterable[object], *, max_num: int = 5) -> str:

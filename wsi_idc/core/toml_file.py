@@ -20,15 +20,15 @@ _MAX_NUMBER = 2**63 - 1  # largest integer that every TOML reader supports
 _TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
 
 
-def load_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file of at most 1 MB."""
+def load_toml(path: Path, *, remedy: str = "give a job file") -> dict[str, Any]:
+    """Read a TOML file of at most 1 MB; the error of a missing file ends with ``remedy``."""
     try:
         text = regular_file(path, _MAX_BYTES).read_text(encoding="utf-8-sig")
         if max(line.count(".") for line in text.split("\n")) > _MAX_DOTS:
             raise ValueError(f"a line has more than {_MAX_DOTS} dots")
         return tomllib.loads(text)
     except OSError as error:
-        raise JobError(f"{path}: {error.strerror}; give a job file") from None
+        raise JobError(f"{path}: {error.strerror}; {remedy}") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError
         raise JobError(f"{path}: not a readable TOML file ({error})") from None
 

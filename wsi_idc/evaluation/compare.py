@@ -75,6 +75,8 @@ class Comparison:
         num_patients: Number of compared patients.
         num_patches: Number of compared patches.
         notes: Sentences about evaluation A, evaluation B or both.
+        threshold_a: Threshold of evaluation A.
+        threshold_b: Threshold of evaluation B.
         metrics: One row per metric. Columns: metric, a, b, difference (b - a), low, high (95 %
             interval of the difference), better ("a", "b" or ""). The column better is "" if the
             interval contains 0 or if there are fewer than ``MIN_PATIENTS`` patients.
@@ -85,6 +87,8 @@ class Comparison:
     num_patients: int
     num_patches: int
     notes: tuple[str, ...]
+    threshold_a: float
+    threshold_b: float
     metrics: pd.DataFrame
     patients: pd.DataFrame
 
@@ -178,7 +182,7 @@ def compare(
     for name, predictions in (("A", a), ("B", b)):
         notes += [f"{name}: {note}" for note in predictions.notes if note not in notes]
     tables = pd.DataFrame(rows), _compare_patients(a, b)
-    return Comparison(len(ids), len(label), tuple(notes), *tables)
+    return Comparison(len(ids), len(label), tuple(notes), a.threshold, b.threshold, *tables)
 
 
 def _compare_patients(a: Predictions, b: Predictions) -> pd.DataFrame:
@@ -240,8 +244,8 @@ def leaderboard(
 
     Returns:
         Table with the columns rank, name, source ("measured", "measured on other patches" or
-        "published"), test (name of the split), patients, patches, each metric, low and high of the
-        interval of ``rank_by``, note. Only a row with source "measured" has a rank.
+        "published"), test (name of the split), patients, patches, threshold, each metric, low and
+        high of the interval of ``rank_by``, note. Only a row with source "measured" has a rank.
     """
     rows = []
     for is_ranked, (name, evaluation) in zip(_is_ranked(evaluations), evaluations, strict=True):
@@ -253,6 +257,7 @@ def leaderboard(
                 "test": evaluation.split,
                 "patients": evaluation.num_patients,
                 "patches": evaluation.num_patches,
+                "threshold": evaluation.final.threshold,
                 **evaluation.final.metrics,
                 f"{rank_by}_low": low,
                 f"{rank_by}_high": high,

@@ -42,6 +42,7 @@ def write_comparison_page(comparison: Comparison, out: Path, *, name_a: str, nam
         out / "comparison.html",
         "evaluation/templates/comparison.html",
         names={"a": name_a, "b": name_b},
+        thresholds={"a": comparison.threshold_a, "b": comparison.threshold_b},
         facts=f"{patients} · {patches} · the same for both",
         notes=comparison.notes,
         min_patients=MIN_PATIENTS,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.files import write_bytes
@@ -28,6 +29,12 @@ def patch_table(patient_map: PatientMap) -> pd.DataFrame:
         f"logit_{idc}": patient_map.logit[:, 1],
         "label": patient_map.label,
     }
+    return pd.DataFrame(columns | optional_columns(patient_map))
+
+
+def optional_columns(patient_map: PatientMap) -> dict[str, NDArray]:
+    """Return the columns of ``patch_table`` that are present only if the map has the values."""
+    columns: dict[str, NDArray] = {}
     for name in OPTIONAL_VALUES:
         if (values := getattr(patient_map, name)) is not None:
             columns[name] = values
@@ -37,7 +44,7 @@ def patch_table(patient_map: PatientMap) -> pd.DataFrame:
     if patient_map.cam is not None:
         columns["cam_mean"] = patient_map.cam.mean(axis=(1, 2))
         columns["cam_max"] = patient_map.cam.max(axis=(1, 2))
-    return pd.DataFrame(columns)
+    return columns
 
 
 def write_csv(patient_map: PatientMap, out: Path) -> None:
@@ -45,6 +52,7 @@ def write_csv(patient_map: PatientMap, out: Path) -> None:
 
     The first columns are the columns of WSInfer: ``minx``, ``miny``, ``width``, ``height`` and
     ``prob_CLASS``. The next columns are ``row``, ``col`` and the other columns of ``patch_table``.
+    The last column is ``source_file``: the name of the slide or pack that the coordinates refer to.
     ``minx``, ``miny``, ``width`` and ``height`` are integers in level-0 px, rounded so that
     neighboring patches share an edge.
     """
@@ -57,4 +65,12 @@ def write_csv(patient_map: PatientMap, out: Path) -> None:
     )
     row_col = pd.DataFrame(patient_map.row_col, columns=["row", "col"])
     table = pd.concat([corners, numbers.iloc[:, :2], row_col, numbers.iloc[:, 2:]], axis=1)
+    table["source_file"] = _source_file(patient_map)
     write_bytes(out, csv_text(table, float_format="%.7g").encode())
+
+
+def _source_file(patient_map: PatientMap) -> str:
+    """Return the name of the slide file, or of the pack; "" if the map does not record it."""
+    if patient_map.slide is not None:
+        return patient_map.slide.name
+    return Path(str(patient_map.provenance.get("data", ""))).name

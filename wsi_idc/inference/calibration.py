@@ -1,5 +1,6 @@
 """Calibration: fit temperature, threshold and smoothing to the val patients."""
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,9 +13,12 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from wsi_idc.core.constants import IDC
 from wsi_idc.inference.neighbors import ChooseThreshold, complete_rows, fit_neighbor_model
 from wsi_idc.inference.probability import idc_probability, log_odds
+from wsi_idc.metrics.classification import ece
 from wsi_idc.models.smoothing import NeighborModel, Smoothing, smooth_slides
 
+logger = logging.getLogger(__name__)
 _LOG_TEMPERATURE_BOUNDS = (-3.0, 3.0)
+_ECE_MARGIN = 0.001  # a smaller difference of two ECEs is not counted
 _MAX_SIGMA_CELLS = 2.0  # a wider Gaussian would average over too much of the slide
 
 
@@ -57,7 +61,7 @@ def calibrate(
         target_sensitivity: If this is not 0, ``threshold_by`` is ignored: the threshold is the
             largest threshold whose sensitivity is at least ``target_sensitivity``.
     """
-    temperature = fit_temperature(logit, label)
+    temperature = choose_temperature(logit, label)
     probability = idc_probability(logit, temperature=temperature)
     criteria = {"f1": best_f1_threshold, "youden": best_youden_threshold}
     choose: ChooseThreshold = criteria[threshold_by]
@@ -130,6 +134,24 @@ def _fit_gaussian(
 def _as_logits(odds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Convert log odds, shape (N,), into logits, shape (N, 2)."""
     return np.stack([np.zeros_like(odds), odds], axis=1)
+
+
+def choose_temperature(logit: NDArray[np.floating], label: NDArray[np.integer]) -> float:
+    """Return the fitted temperature, or 1 if the fitted temperature increases the ECE.
+
+    The fit minimizes the cross-entropy. A few confident errors can dominate the cross-entropy, and
+    then the ECE of all other patches increases.
+    """
+    fitted = fit_temperature(logit, label)
+    before, after = (ece(label, idc_probability(logit, temperature=t)) for t in (1.0, fitted))
+    if after <= before + _ECE_MARGIN:
+        return fitted
+    logger.info(
+        "temperature: 1, because the fitted temperature %.3f increases the ECE on val from %.3f "
+        "to %.3f",
+        *(fitted, before, after),
+    )
+    return 1.0
 
 
 def fit_temperature(logit: NDArray[np.floating], label: NDArray[np.integer]) -> float:

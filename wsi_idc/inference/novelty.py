@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,27 +54,48 @@ def fit_novelty(
         device_config: Device and precision.
     """
     layer = novelty_layer(classifier.arch, classifier.input_px or PATCH_PX)
-    train, val = _sample(train), _sample(val)
-    statistics, _ = _statistics(classifier, layer, pack, train, device_config)
-    values, val = _statistics(classifier, layer, pack, val, device_config)
-    if min(len(statistics), len(val)) < _MIN_PATCHES:
+    train, val = sample_rows(train), sample_rows(val)
+    statistics, values = (
+        _statistics(classifier, layer, pack, rows, device_config) for rows in (train, val)
+    )
+    return fit_to_statistics(layer, statistics, values, pack.patient_of[val])
+
+
+def fit_to_statistics(
+    layer: str,
+    train: NDArray[np.floating],
+    val: NDArray[np.floating],
+    patient: NDArray[np.str_],
+) -> NoveltyModel | None:
+    """Fit a novelty model to the statistics of patches; see ``fit_novelty``.
+
+    Args:
+        layer: Name of the layer whose feature map has these statistics.
+        train: Statistics of the train patches, shape (n, d).
+        val: Statistics of the val patches, shape (m, d).
+        patient: Patient of each val patch, shape (m,).
+    """
+    train, _ = _finite(train)
+    val, is_finite = _finite(val)
+    if min(len(train), len(val)) < _MIN_PATCHES:
         logger.warning("the checkpoint gets no novelty model; train with --precision fp32")
         return None
-    mean, std = statistics.mean(axis=0), statistics.std(axis=0)
+    mean, std = train.mean(axis=0), train.std(axis=0)
     std = np.maximum(std, _MIN_STD * std.max() or 1.0)
-    covariance, _ = ledoit_wolf((statistics - mean) / std, assume_centered=True)
+    covariance, _ = ledoit_wolf((train - mean) / std, assume_centered=True)
     precision = np.linalg.inv(covariance + _RIDGE * np.eye(len(mean)))
     whitening = np.linalg.cholesky(precision) / std[:, None]
     model = NoveltyModel(layer, _tensor(mean), _tensor(whitening), torch.zeros(2), 0.0, 0.0)
-    distance = model.distance(_tensor(values)).numpy()
+    distance = model.distance(_tensor(val)).numpy()
     quantiles = _tensor(np.quantile(distance, np.linspace(0, 1, _NUM_QUANTILES)))
     model = replace(model, quantiles=quantiles)
-    novelty, patient = model.novelty(distance), pack.patient_of[val]
+    novelty, patient = model.novelty(distance), patient[is_finite]
     means = [novelty[patient == each].mean() for each in np.unique(patient)]
     return replace(model, patient_mean=float(np.mean(means)), patient_std=float(np.std(means)))
 
 
-def _sample(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def sample_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return at most ``MAX_PATCHES`` of ``rows``, chosen at random with a constant seed."""
     if len(rows) <= MAX_PATCHES:
         return rows
     return np.sort(np.random.default_rng(0).choice(rows, MAX_PATCHES, replace=False))
@@ -85,26 +107,31 @@ def _statistics(
     pack: Pack,
     rows: NDArray[np.int64],
     device_config: DeviceConfig,
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Compute the statistics of patches; leave out patches with values that are not finite.
+) -> NDArray[np.float32]:
+    """Compute the statistics of patches, shape (n, d)."""
+    parts = []
+    # A compiled network does not call the hook that records the statistics.
+    options: Any = {"device_config": replace(device_config, compiled=False)}
+    options["num_in_flight"] = 1  # the hook needs one batch after the other
+    with recorded_statistics(classifier.network, layer) as recorded:
+        for prediction in predict([classifier], pack, rows, **options):
+            # Remove the padding of the batch. Element 1 may be the next batch.
+            parts.append(recorded.pop(0)[: len(prediction.logit)].cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _finite(statistics: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Leave out patches with values that are not finite.
 
     Returns:
         Statistics of the remaining patches, shape (n, d).
-        Indices of these patches in the pack, shape (n,).
+        For each patch, whether it remains.
     """
-    parts = []
-    # A compiled network does not call the hook that records the statistics.
-    device_config = replace(device_config, compiled=False)
-    with recorded_statistics(classifier.network, layer) as recorded:
-        for prediction in predict([classifier], pack, rows, device_config=device_config):
-            # Remove the padding of the batch. Element 1 may be the next batch.
-            parts.append(recorded.pop(0)[: len(prediction.logit)].cpu().numpy())
-    statistics = np.concatenate(parts).astype(np.float64)
     is_finite = np.isfinite(statistics).all(axis=1)
     if not is_finite.all():
-        num = len(rows) - int(is_finite.sum())
-        logger.warning("novelty: %d of %d patches have values that are not finite", num, len(rows))
-    return statistics[is_finite], rows[is_finite]
+        num_all, num = len(statistics), len(statistics) - int(is_finite.sum())
+        logger.warning("novelty: %d of %d patches have values that are not finite", num, num_all)
+    return statistics[is_finite].astype(np.float64), is_finite
 
 
 def _tensor(values: NDArray[np.float64]) -> torch.Tensor:

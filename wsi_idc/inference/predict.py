@@ -97,7 +97,7 @@ def predict(
         pack: Pack that contains the patches.
         rows: Indices of the patches in the pack, shape (N,).
         batch_size: Number of patches in a batch.
-        options: Arguments ``device_config``, ``cam``, ``tta``, ``flag_mpp`` of ``batch_predictor``.
+        options: Other arguments of ``batch_predictor``.
     """
     parts = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
     with batch_predictor(lambda: classifiers, batch_size=batch_size, **options) as predict_batches:
@@ -127,7 +127,8 @@ def batch_predictor(
         tta: Whether to predict all 8 views of each patch (its flips and quarter turns).
         flag_mpp: Microns per px of the patches, to compute their quality flags; None: no flags.
         num_in_flight: Number of batches that are computed at the same time; None: the number that
-            the function ``batches_in_flight`` chooses.
+            the function ``batches_in_flight`` chooses. The number must be 1 if the caller has added
+            hooks to a network, because several threads would call the hooks.
     """
     num_copies = num_in_flight or batches_in_flight(device_config, batch_size)
     views = range(NUM_DIHEDRAL if tta else 1)

@@ -18,6 +18,10 @@ LOGS = Path("logs")
 SITE = Path("slurm/site.env")
 _SBATCH_SECONDS = 120
 _SQUEUE_SECONDS = 20
+# slurm/site.env sets variables for sbatch, such as SBATCH_ACCOUNT. The lines of a file from Windows
+# end with \r.
+_SOURCE_SITE = """if [[ -f "$1" ]]; then source <(tr -d '\\r' <"$1"); fi"""
+_SITE_VARIABLES = ("SBATCH_PARTITION", "SBATCH_TIMELIMIT")
 _NEEDS_GPU = ("train", "search", "eval", "compare", "map")
 # Shell lines that set the network address at which the processes of one training connect.
 _RENDEZVOUS = [
@@ -111,10 +115,7 @@ def submit(script: Path, flags: Sequence[str] = ()) -> str:
     Raises:
         JobError: sbatch refuses the script or does not answer.
     """
-    # slurm/site.env sets variables for sbatch, such as SBATCH_ACCOUNT. The lines of a file from
-    # Windows end with \r.
-    source = """if [[ -f "$1" ]]; then source <(tr -d '\\r' <"$1"); fi"""
-    bash = f'{source}; exec sbatch --parsable "${{@:2}}"'
+    bash = f'{_SOURCE_SITE}; exec sbatch --parsable "${{@:2}}"'
     command = ["bash", "-c", bash, "bash", str(SITE), *flags, str(script)]
     # If this process runs in a SLURM job, the new job must not get the variables of this job.
     names = [name for name in os.environ if not name.startswith("SLURM_") or name == "SLURM_CONF"]
@@ -129,6 +130,22 @@ def submit(script: Path, flags: Sequence[str] = ()) -> str:
         reason = " ".join(answer.stderr.split()) or f"exit code {answer.returncode}"
         raise JobError(f"sbatch refuses {script}: {reason}")
     return answer.stdout.strip().splitlines()[-1].partition(";")[0]
+
+
+def site_settings() -> dict[str, str]:
+    """Return the variables of ``_SITE_VARIABLES`` that ``SITE`` or the environment sets."""
+    known = {name: os.environ[name] for name in _SITE_VARIABLES if os.environ.get(name)}
+    if not SITE.is_file():
+        return known
+    values = " ".join(f'"${{{name}-}}"' for name in _SITE_VARIABLES)
+    bash = f"{_SOURCE_SITE} >/dev/null; printf '%s\\n' {values}"
+    command = ["bash", "-c", bash, "bash", str(SITE)]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_SQUEUE_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return known
+    lines = answer.stdout.splitlines()
+    return {name: value for name, value in zip(_SITE_VARIABLES, lines, strict=False) if value}
 
 
 def queue_of(job: Job) -> list[str]:

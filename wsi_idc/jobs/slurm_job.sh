@@ -25,9 +25,11 @@ if [[ -f .venv/bin/activate ]]; then
     source .venv/bin/activate
 fi
 set -u
-if ! command -v wsi-idc >/dev/null; then
-    echo "Error: wsi-idc is not on $(hostname), in .venv/ of $PWD or on PATH; submit from the project's folder," \
-        "or load wsi-idc in slurm/site.env" >&2
+# WSI_IDC_COMMAND in slurm/site.env can run the program in a container.
+read -ra program <<<"${WSI_IDC_COMMAND:-wsi-idc}"
+if ! command -v "${program[0]}" >/dev/null; then
+    echo "Error: ${program[0]} is not on $(hostname), in .venv/ of $PWD or on PATH; submit from the project's folder," \
+        "or load ${program[0]} in slurm/site.env" >&2
     exit 1
 fi
 export PYTHONUNBUFFERED=1
@@ -62,7 +64,7 @@ run_job() {
     fi
     # `wsi-idc status` finds the job in the queue by this comment.
     scontrol update "jobid=$SLURM_JOB_ID" "Comment=wsi-idc job $job" || true
-    run_and_requeue wsi-idc job "$job" ${SLURM_ARRAY_TASK_ID:+--task="$SLURM_ARRAY_TASK_ID"} "$@"
+    run_and_requeue "${program[@]}" job "$job" ${SLURM_ARRAY_TASK_ID:+--task="$SLURM_ARRAY_TASK_ID"} "$@"
 }
 
 run_and_requeue() {

@@ -37,8 +37,8 @@ class PackSource:
         """Unique names of the maps: PATIENT, or PATIENT/SLIDE for several slides."""
         return map_names(self.pack, self.patients)
 
-    def _rows(self, name: str) -> NDArray[np.int64]:
-        """Return the indices of a map's patches in the pack."""
+    def rows(self, name: str) -> NDArray[np.int64]:
+        """Return the indices of a map's patches in the pack, shape (N,)."""
         patient, _, slide = name.partition("/")
         return self.pack.rows_of(patient, slide or None)
 
@@ -57,13 +57,13 @@ class PackSource:
         builder.validate_cam_layer(patch_px=patch_px)
         builder.flag_mpp(patch_px, self.pack.info.mpp)
         for name in self.names:
-            builder.validate_cam_size(len(self._rows(name)), patch_px=patch_px)
+            builder.validate_cam_size(len(self.rows(name)), patch_px=patch_px)
 
     def plan(self, builder: MapBuilder) -> list[PlannedMap]:
         """Return the state and the size of each map; raise the errors of ``validate``."""
         self.validate(builder)
         return [
-            builder.plan(self._patches(builder, name), with_image=builder.with_image)
+            builder.plan(self._patches_of(builder, name), with_image=builder.with_image)
             for name in self.names
         ]
 
@@ -73,7 +73,7 @@ class PackSource:
         """Run the network on the patches of all patients; see ``MapSource.predict``."""
         key = self._cache_key(builder)
         rows = {
-            name: self._rows(name)
+            name: self.rows(name)
             for name in self.names
             if builder.select(name, key, report, data=self.pack.path)
         }
@@ -99,17 +99,21 @@ class PackSource:
         """Build a map from the predictions of its patches."""
         pixels: Any = None
         if builder.with_image:
-            pixels = PatchReader(self.pack, self._rows(name))
-        return builder.patient_map(self._patches(builder, name), prediction, pixels)
+            pixels = PatchReader(self.pack, self.rows(name))
+        return builder.patient_map(self._patches_of(builder, name), prediction, pixels)
 
-    def _patches(self, builder: MapBuilder, name: str) -> PatientPatches:
-        info, rows = self.pack.info, self._rows(name)
+    def _patches_of(self, builder: MapBuilder, name: str) -> PatientPatches:
+        return self.patches(name, identity=self._cache_key(builder))
+
+    def patches(self, name: str, *, identity: Mapping[str, Any]) -> PatientPatches:
+        """Return the patches of a map; ``identity`` is the entry of the provenance."""
+        info, rows = self.pack.info, self.rows(name)
         columns = self.pack.index.iloc[rows]
         patient, _, slide_name = name.partition("/")
         return PatientPatches(
             patient=patient,
             source="pack",
-            provenance={"data": str(self.pack.path), "identity": self._cache_key(builder)},
+            provenance={"data": str(self.pack.path), "identity": identity},
             patch_px=info.patch_px,
             mpp=info.mpp,
             mpp_source=info.mpp_source,
@@ -134,10 +138,14 @@ class PackSource:
             bounds=slide.bounds,
         )
 
-    def _cache_key(self, builder: MapBuilder) -> dict[str, Any]:
+    @property
+    def data_key(self) -> dict[str, Any]:
+        """Values of the pack that determine the content of a map."""
         info = self.pack.info
-        data = info.source_fingerprint
-        return builder.cache_key(data=data, mpp=info.mpp, mpp_source=info.mpp_source)
+        return {"data": info.source_fingerprint, "mpp": info.mpp, "mpp_source": info.mpp_source}
+
+    def _cache_key(self, builder: MapBuilder) -> dict[str, Any]:
+        return builder.cache_key(**self.data_key)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from wsi_idc.maps.map_writer import MapReport
 from wsi_idc.maps.patient_map import PatientMap, PatientPatches, SlideView
 from wsi_idc.maps.plan import PlannedMap, shard, sizes_of_slides
 from wsi_idc.models.checkpoint import InputSpec
+from wsi_idc.runtime.prefetch import prefetch
 from wsi_idc.slides.manifest import ManifestRow, read_manifest, rows_from_files
 from wsi_idc.slides.masks import mask_fingerprint
 from wsi_idc.slides.patches import SlidePatches
@@ -80,7 +81,7 @@ class SlideSource:
 
     def _plan_slide(self, row: ManifestRow, builder: MapBuilder) -> PlannedMap:
         try:
-            with self._open(row) as slide:
+            with self.open(row) as slide:
                 key = self._cache_key(builder, row, slide)
                 patches, _ = self._segment_and_tile(builder, row, slide, key)
         except (WsiIdcError, OSError) as error:
@@ -96,7 +97,17 @@ class SlideSource:
             is_needed=lambda row: self._needs_map(row, builder),
             is_stopped=lambda: bool(builder.stop),
         )
+
+        def prepare(row: ManifestRow) -> _PreparedSlide | Exception | None:
+            _, copy = next(slides)
+            try:
+                return None if builder.stop else self._prepare_slide(row, builder, report, copy)
+            except (WsiIdcError, OSError) as error:
+                return error
+
         spec = input_spec(builder.predictor)
+        # A thread finds the tissue of the next slide while the network computes a slide.
+        prepared = prefetch(prepare, self.slides)
         with (
             builder.predictor.batch_predictor(
                 device_config=builder.device_config,
@@ -105,71 +116,76 @@ class SlideSource:
                 flag_mpp=builder.flag_mpp(spec.patch_px, spec.mpp),
             ) as predict_batches,
             closing(slides),
+            closing(prepared),
         ):
-            for number, (row, copy) in enumerate(slides, start=1):
-                if builder.stop:
-                    return
+            for number, (row, slide) in enumerate(zip(self.slides, prepared, strict=True), 1):
                 title = f"mapping {row.map_name} ({number} of {len(self.slides)})"
                 try:
-                    make = self._predict_slide(
-                        row, builder, report, predict_batches, copy=copy, title=title
-                    )
+                    if isinstance(slide, Exception):
+                        raise slide
+                    make = slide and _predict_slide(slide, builder, predict_batches, title=title)
                 except (WsiIdcError, OSError) as error:
                     report.record_failure(row.map_name, error)
                     continue
-                if make is not None:
+                if make:
                     yield row.map_name, make
+                if builder.stop:
+                    break
+            for slide in prepared:  # after a stop, the next slide may be open
+                if isinstance(slide, _PreparedSlide):
+                    slide.slide.close()
 
-    def _predict_slide(
-        self,
-        row: ManifestRow,
-        builder: MapBuilder,
-        report: MapReport,
-        predict_batches: BatchPredictor,
-        *,
-        copy: Path | None,
-        title: str,
-    ) -> Callable[[], PatientMap] | None:
-        """Predict the patches of a slide; return a function that builds the map, or None.
-
-        None means that no new map is needed, or that a stop was requested.
-        """
-        with self._open(row, copy) as slide:
+    def _prepare_slide(
+        self, row: ManifestRow, builder: MapBuilder, report: MapReport, copy: Path | None
+    ) -> "_PreparedSlide | None":
+        """Open a slide and find the positions of its patches; None if no new map is needed."""
+        slide = self.open(row, copy)
+        try:
             key = self._cache_key(builder, row, slide)
-            if not builder.select(row.map_name, key, report, data=row.slide):
-                return None
-            patches, reader = self._segment_and_tile(builder, row, slide, key)
-            builder.out.mkdir(parents=True, exist_ok=True)
-            keeps_image = builder.with_image and _image_fits(patches)
-            pixels: Any = DiskArray(builder.out) if keeps_image else None
-            stored = StoredPrediction(builder.out)
-            with (
-                progress(len(reader), what=title) as bar,
-                closing(reader.batches(builder.batch_size)) as batches,
-            ):
-                for prediction in predict_batches(_collect_pixels(batches, pixels)):
-                    stored.append(prediction)
-                    bar.update(len(prediction.logit))
-                    if builder.stop:
-                        return None
-        return lambda: builder.patient_map(patches, stored.prediction(), pixels)
+            if builder.select(row.map_name, key, report, data=row.slide):
+                return _PreparedSlide(slide, *self._segment_and_tile(builder, row, slide, key))
+        except BaseException:
+            slide.close()
+            raise
+        slide.close()
+        return None
 
     def _segment_and_tile(
         self, builder: MapBuilder, row: ManifestRow, slide: Slide, cache_key: dict[str, Any]
     ) -> tuple[PatientPatches, SlidePatches]:
-        """Find the tissue of a slide and the positions of its patches. Pixels are not read."""
-        spec, settings = input_spec(builder.predictor), self.settings.for_slide(row)
-        tiled = tile_slide(slide, settings, patch_px=spec.patch_px, mpp=spec.mpp)
-        reader = tiled.patches
+        spec = input_spec(builder.predictor)
+        patches, reader = self.tile(
+            row, slide, patch_px=spec.patch_px, mpp=spec.mpp, identity=cache_key
+        )
         builder.validate_cam_size(len(reader), patch_px=spec.patch_px)
+        return patches, reader
+
+    def tile(
+        self, row: ManifestRow, slide: Slide, *, patch_px: int, mpp: float, identity: dict[str, Any]
+    ) -> tuple[PatientPatches, SlidePatches]:
+        """Find the tissue of a slide and the positions of its patches. Pixels are not read.
+
+        Args:
+            row: Row of the slide.
+            slide: The slide; it must stay open while patches are read.
+            patch_px: Side of a patch in px.
+            mpp: Microns per px of a patch.
+            identity: Entry of the provenance.
+
+        Returns:
+            The patches, and their reader.
+        """
+        settings = self.settings.for_slide(row)
+        tiled = tile_slide(slide, settings, patch_px=patch_px, mpp=mpp)
+        reader = tiled.patches
         patches = PatientPatches(
             patient=row.patient,
             slide_name=_slide_name(row),
             source="slide",
-            provenance={"data": str(row.slide), "identity": cache_key},
-            patch_px=spec.patch_px,
-            stride_px=settings.stride_px or spec.patch_px,
-            mpp=spec.mpp,
+            provenance={"data": str(row.slide), "identity": identity},
+            patch_px=patch_px,
+            stride_px=settings.stride_px or patch_px,
+            mpp=mpp,
             mpp_source="model",
             coords=reader.coords,
             row_col=reader.row_col,
@@ -183,32 +199,74 @@ class SlideSource:
 
     def _needs_map(self, row: ManifestRow, builder: MapBuilder) -> bool:
         try:
-            with self._open(row) as slide:
+            with self.open(row) as slide:
                 key = self._cache_key(builder, row, slide)
             return builder.select(row.map_name, key, MapReport(), data=row.slide)
         except (WsiIdcError, OSError):
             return False  # ``predict`` reports the reason
 
-    def _open(self, row: ManifestRow, copy: Path | None = None) -> Slide:
+    def open(self, row: ManifestRow, copy: Path | None = None) -> Slide:
+        """Open a slide; ``copy`` is a copy of its file on a faster disk."""
         return open_slide(row.slide, mpp=self.settings.for_slide(row).mpp, copy=copy)
 
     def _cache_key(self, builder: MapBuilder, row: ManifestRow, slide: Slide) -> dict[str, Any]:
-        spec, settings = input_spec(builder.predictor), self.settings.for_slide(row)
+        spec = input_spec(builder.predictor)
+        return builder.cache_key(**self.data_key(row, slide, patch_px=spec.patch_px, mpp=spec.mpp))
+
+    def data_key(
+        self, row: ManifestRow, slide: Slide, *, patch_px: int, mpp: float
+    ) -> dict[str, Any]:
+        """Return the values of a slide and its patches that determine the content of a map."""
+        settings = self.settings.for_slide(row)
         # Without a mask, the key is the same as in maps of version 0.1.0.
         frame = {"mask_frame": settings.mask_frame} if settings.mask else {}
-        return builder.cache_key(
+        return {
             **frame,
-            data=slide.fingerprint(),
-            slide_mpp=slide.mpp,
-            mpp=spec.mpp,
-            mpp_source=slide.mpp_source,
-            mask=mask_fingerprint(settings.mask),
-            min_tissue=settings.min_tissue,
-            tissue_threshold=settings.tissue_threshold,
-            min_piece_mm2=settings.min_piece_mm2,
-            min_hole_mm2=settings.min_hole_mm2,
-            stride_px=settings.stride_px or spec.patch_px,
-        )
+            "data": slide.fingerprint(),
+            "slide_mpp": slide.mpp,
+            "mpp": mpp,
+            "mpp_source": slide.mpp_source,
+            "mask": mask_fingerprint(settings.mask),
+            "min_tissue": settings.min_tissue,
+            "tissue_threshold": settings.tissue_threshold,
+            "min_piece_mm2": settings.min_piece_mm2,
+            "min_hole_mm2": settings.min_hole_mm2,
+            "stride_px": settings.stride_px or patch_px,
+        }
+
+
+@dataclass(frozen=True)
+class _PreparedSlide:
+    """An open slide, the positions of its patches, and their reader."""
+
+    slide: Slide
+    patches: PatientPatches
+    reader: SlidePatches
+
+
+def _predict_slide(
+    prepared: _PreparedSlide, builder: MapBuilder, predict_batches: BatchPredictor, *, title: str
+) -> Callable[[], PatientMap] | None:
+    """Predict the patches of a slide and close the slide; return a function that builds the map.
+
+    Return None if a stop was requested.
+    """
+    patches, reader = prepared.patches, prepared.reader
+    builder.out.mkdir(parents=True, exist_ok=True)
+    with (
+        prepared.slide,
+        progress(len(reader), what=title) as bar,
+        closing(reader.batches(builder.batch_size)) as batches,
+    ):
+        keeps_image = builder.with_image and _image_fits(patches)
+        pixels: Any = DiskArray(builder.out) if keeps_image else None
+        stored = StoredPrediction(builder.out)
+        for prediction in predict_batches(_collect_pixels(batches, pixels)):
+            stored.append(prediction)
+            bar.update(len(prediction.logit))
+            if builder.stop:
+                return None
+    return lambda: builder.patient_map(patches, stored.prediction(), pixels)
 
 
 def _slide_name(row: ManifestRow) -> str:

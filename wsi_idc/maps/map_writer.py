@@ -59,27 +59,34 @@ class _MapFile(io.FileIO):
             return 0
 
 
-def write_map(path: Path, patient_map: PatientMap) -> None:
-    """Write a map file in one atomic step; the CAMs and the picture are copied in small parts."""
+@contextmanager
+def atomic_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Context manager: write an HDF5 file in one atomic step; at the end, ``complete`` is 1."""
     with atomic_write(path) as partial, _MapFile(partial, "w+") as raw:
         try:
             with h5py.File(raw, "w") as file:
-                _write_root(file, patient_map)
-                _write_columns(file, patient_map)
-                _write_map_group(file, patient_map)
-                if patient_map.cam is not None:
-                    _write_cam_group(file, patient_map)
-                if patient_map.slide is not None:
-                    _write_slide(file, patient_map.slide)
-                # Large data are last, because readers check the texts only near the start.
-                if patient_map.cam is not None:
-                    _write_cams(file["cam"], patient_map)
-                if patient_map.patches is not None:
-                    _write_image(file, patient_map)
+                yield file
                 file.attrs["complete"] = 1
         finally:
             if raw.error is not None:
                 raise raw.error from None
+
+
+def write_map(path: Path, patient_map: PatientMap) -> None:
+    """Write a map file in one atomic step; the CAMs and the picture are copied in small parts."""
+    with atomic_hdf5(path) as file:
+        _write_root(file, patient_map)
+        _write_columns(file, patient_map)
+        _write_map_group(file, patient_map)
+        if patient_map.cam is not None:
+            _write_cam_group(file, patient_map)
+        if patient_map.slide is not None:
+            _write_slide(file, patient_map.slide)
+        # Large data are last, because readers check the texts only near the start.
+        if patient_map.cam is not None:
+            _write_cams(file["cam"], patient_map)
+        if patient_map.patches is not None:
+            _write_image(file, patient_map)
 
 
 def _write_root(file: h5py.File, patient_map: PatientMap) -> None:
@@ -117,23 +124,27 @@ def _write_root(file: h5py.File, patient_map: PatientMap) -> None:
     file.attrs.update(attrs)
 
 
-def _write_columns(file: h5py.File, patient_map: PatientMap) -> None:
-    level_dim = np.array(patient_map.level0_size)  # width, height
-    file["coords"] = patient_map.coords
-    attrs = {
-        "name": patient_map.slide_name or patient_map.patient,
-        "patch_size": patient_map.patch_px,
+def coords_attributes(patches: PatientPatches) -> dict[str, Any]:
+    """Return the attributes of the dataset ``coords``, with the names that TRIDENT uses."""
+    level_dim = np.array(patches.level0_size)  # width, height
+    return {
+        "name": patches.slide_name or patches.patient,
+        "patch_size": patches.patch_px,
         "patch_level": 0,
-        "patch_size_level0": round(patient_map.patch_size_level0),
-        "patch_spacing_um_px": patient_map.mpp,
-        "level0_magnification": _MAGNIFICATION_TIMES_MPP / patient_map.level0_mpp,
-        "target_magnification": _MAGNIFICATION_TIMES_MPP / patient_map.mpp,
-        "overlap": patient_map.patch_px - patient_map.cell_px,
+        "patch_size_level0": round(patches.patch_size_level0),
+        "patch_spacing_um_px": patches.mpp,
+        "level0_magnification": _MAGNIFICATION_TIMES_MPP / patches.level0_mpp,
+        "target_magnification": _MAGNIFICATION_TIMES_MPP / patches.mpp,
+        "overlap": patches.patch_px - patches.cell_px,
         "downsample": np.array([1.0, 1.0]),
         "level_dim": level_dim,
         "downsampled_level_dim": level_dim,
     }
-    file["coords"].attrs.update(attrs)
+
+
+def _write_columns(file: h5py.File, patient_map: PatientMap) -> None:
+    file["coords"] = patient_map.coords
+    file["coords"].attrs.update(coords_attributes(patient_map))
     for name in ("row_col", "logit", "probability", "label"):
         file[name] = getattr(patient_map, name)
     for name, values in _optional_columns(patient_map).items():

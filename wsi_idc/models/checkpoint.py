@@ -285,6 +285,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return checkpoint
 
 
+def load_finished_checkpoint(path: Path) -> Checkpoint:
+    """Read the checkpoint file of a finished training; the errors are those of ``load_checkpoint``.
+
+    Raises:
+        CheckpointError: The training is not finished, so the model is not calibrated.
+    """
+    checkpoint = load_checkpoint(path)
+    if not checkpoint.metrics:
+        raise CheckpointError(
+            f"{path}: the training is not finished, so the model is not calibrated; run the same "
+            "wsi-idc train again"
+        )
+    return checkpoint
+
+
 def write_state(path: Path, content: dict[str, Any]) -> None:
     """Write a dictionary of tensors and plain values to a file, atomically."""
     # torch.save writes into memory, because its error for a full disk is not an OSError.

@@ -10,12 +10,28 @@ from wsi_idc.core.files import regular_file
 
 BUNDLED = "bundled"  # name of the bundled checkpoint on the command line
 MAX_BYTES = 20 * 10**9  # the largest networks of torchvision have weights of 2.6 GB
+# Files of weights in a folder: a repository of the Hugging Face hub, or a run.
+_IN_FOLDER = ("model.safetensors", "pytorch_model.bin", "best.pt")
 REMEDY = "give a .pt file that wsi-idc train wrote"
 
 
 def bundled_checkpoint() -> Path:
     """Return the path of the checkpoint that is installed with this package."""
     return Path(os.fspath(resources.files("wsi_idc.models") / "bundled" / "idc.pt"))  # type: ignore[call-overload]
+
+
+def find_weights(path: Path) -> Path:
+    """Return the file of weights in a folder; return ``path`` if it is not a folder.
+
+    Raises:
+        CheckpointError: The folder has no file of weights.
+    """
+    if not path.is_dir():
+        return path
+    files = [path / name for name in _IN_FOLDER if (path / name).is_file()]
+    if not files:
+        raise CheckpointError(f"{path} is a folder without {', '.join(_IN_FOLDER)}; give a file")
+    return files[0]
 
 
 def check_checkpoint_file(path: Path) -> None:

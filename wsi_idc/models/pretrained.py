@@ -14,7 +14,8 @@ from wsi_idc.core.files import sha256
 from wsi_idc.core.text import shorten_list
 from wsi_idc.models.architecture import Architecture, HubWeights
 from wsi_idc.models.checkpoint import FORMAT, is_dense, load_checkpoint, load_state, load_tensors
-from wsi_idc.models.registry import MODEL_NAMES, architecture
+from wsi_idc.models.checkpoint_files import find_weights
+from wsi_idc.models.registry import IMAGENET_MEAN, IMAGENET_STD, MODEL_NAMES, architecture
 
 # Auxiliary heads. Only torchvision's own training uses them; networks here do not have them.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -27,6 +28,13 @@ class Normalization(NamedTuple):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+def usual_normalization(arch: Architecture) -> Normalization:
+    """Return the normalization of a file of weights that states none."""
+    if isinstance(arch.imagenet, HubWeights):
+        return Normalization(arch.imagenet.mean, arch.imagenet.std)
+    return Normalization(IMAGENET_MEAN, IMAGENET_STD)
 
 
 def check_imagenet(arch: Architecture) -> None:
@@ -129,7 +137,7 @@ def load_imagenet(network: nn.Module, arch: Architecture) -> Normalization:
 
 
 def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Normalization | None:
-    """Load weights from a file into ``network``; return the normalization of the file.
+    """Load weights from a file or folder into ``network``; return the normalization of the file.
 
     The file is a checkpoint of this program, or a state dict of torchvision or timm. A checkpoint
     has the same classes as ``network``, so the weights of the head are loaded, too. A state dict
@@ -138,7 +146,7 @@ def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Nor
     Raises:
         CheckpointError: The file is missing or damaged, or has weights of another architecture.
     """
-    remedy = f"give a checkpoint or a state dict of {arch.name}"
+    path, remedy = find_weights(path), f"give a checkpoint or a state dict of {arch.name}"
     content, _ = load_tensors(path, remedy=remedy)
     if not _is_checkpoint(content):
         _set_weights(network, arch, content, path=path, remedy=remedy)
@@ -152,6 +160,7 @@ def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Nor
 
 def pretraining_patients(path: Path) -> tuple[str, ...]:
     """Return the patients on which a checkpoint file was trained; () if it is a state dict."""
+    path = find_weights(path)
     content = load_tensors(path, remedy="give a checkpoint or a state dict")[0]
     return tuple(sorted(load_checkpoint(path).patients("train"))) if _is_checkpoint(content) else ()
 

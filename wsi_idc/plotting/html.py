@@ -20,7 +20,7 @@ from PIL import Image, features
 
 from wsi_idc import NOTICE
 from wsi_idc.core.files import write_text
-from wsi_idc.core.metric_table import TITLES
+from wsi_idc.core.metric_table import THRESHOLD_METRICS, TITLES
 from wsi_idc.core.progress import progress
 from wsi_idc.plotting import number_format, style
 from wsi_idc.plotting.raster import Pixels, colorize, downscale
@@ -76,6 +76,7 @@ def _environment() -> Environment:
         "notice": NOTICE,
         "read_text": read_text,
         "titles": TITLES,
+        "threshold_metrics": THRESHOLD_METRICS,
     }
     return environment
 

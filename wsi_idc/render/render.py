@@ -3,6 +3,7 @@
 Positions and sizes of panels are in mm. Font sizes fit a printed page.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,10 +20,11 @@ from wsi_idc.maps.patient_map import PatientMap, role_text
 from wsi_idc.plotting.raster import Pixels, downscale
 from wsi_idc.plotting.style import page_style, printable, save_pdf, save_png, to_px
 from wsi_idc.render.layout import fit_panel, layout_page
-from wsi_idc.render.panels import PANELS, PanelInput
+from wsi_idc.render.panels import PANELS, Panel, PanelInput
 
 DEFAULT_DPI = 300
 DEFAULT_VIEW = "panels"
+SLIDES_VIEW = "overlay"  # default of pictures of several slides
 _SAVE = {".png": save_png, ".pdf": save_pdf}
 FORMATS = tuple(suffix[1:] for suffix in _SAVE)
 VIEWS = {
@@ -38,6 +40,7 @@ VIEWS = {
 }
 _LONGEST = 40
 _WHITE, _NO_IMAGE = 255, 214
+_MAX_SLIDES = 24  # panels on a page
 
 
 def render_map(
@@ -92,13 +95,9 @@ def figure_of(
     Raises:
         MapError: The map cannot be read, or has no data for this view.
     """
-    patient_map = read_map(path)
+    patient_map = _read_for_view(path, view)
     if exclude_flagged:
         patient_map = map_reader.exclude_flagged(path, patient_map)
-    if view == "cam" and patient_map.cam is None:
-        raise MapError(
-            f"{path}: has no CAM; leave out --view cam, or make the map again with a CAM"
-        )
     names = [name for name in VIEWS[view] if _has_panel(patient_map, name)]
     if view == "quality" and names == ["tissue"]:
         raise MapError(
@@ -116,6 +115,63 @@ def figure_of(
     if patient_map.caution:
         details.insert(0, f"CAUTION: this tissue is {patient_map.caution}.")
     return layout_page(panels, name=name, details=details)
+
+
+def figure_of_slides(
+    paths: Mapping[str, Path],
+    *,
+    patient: str,
+    view: str = SLIDES_VIEW,
+    dpi: int = DEFAULT_DPI,
+    threshold: float | None = None,
+) -> Figure:
+    """Return a figure with one panel for each slide of a patient; see ``figure_of``.
+
+    Args:
+        paths: Map file of each slide, by slide name.
+        patient: Patient id, for the heading.
+        view: Name of a view with one panel.
+        dpi: Resolution of the figure.
+        threshold: Lowest probability at which a patch is called IDC; None means the threshold of
+            each map.
+
+    Raises:
+        MapError: A map cannot be read or has no data for this view, the view has several panels,
+            or the patient has too many slides for one page.
+    """
+    if len(VIEWS[view]) > 1:
+        views = ", ".join(name for name, panels in VIEWS.items() if len(panels) == 1)
+        raise MapError(f"view {view} has several panels; for several slides, give one of {views}")
+    if len(paths) > _MAX_SLIDES:
+        raise MapError(
+            f"patient {patient} has {len(paths)} slides, but a page has space for {_MAX_SLIDES}; "
+            "draw the slides one by one"
+        )
+    (panel_name,) = VIEWS[view]
+    panels: list[Panel] = []
+    details = [NOTICE]
+    for name, path in paths.items():
+        patient_map = _read_for_view(path, view)
+        panel_input = read_panel_input(
+            path, patient_map, num_panels=len(paths), dpi=dpi, threshold=threshold
+        )
+        panel = PANELS[panel_name](panel_input)
+        title = printable(name, longest=_LONGEST // 2)
+        if patient_map.caution:
+            title += " (CAUTION)"
+            details = ["CAUTION: the picture of a marked slide has the reason.", NOTICE]
+        panels.append(replace(panel, title=title, has_scale=False))
+    heading = f"Patient {printable(patient, longest=_LONGEST)}: {panel.title}"
+    return layout_page(panels, name=heading, details=[f"{len(paths)} slides", *details])
+
+
+def _read_for_view(path: Path, view: str) -> PatientMap:
+    patient_map = read_map(path)
+    if view == "cam" and patient_map.cam is None:
+        raise MapError(
+            f"{path}: has no CAM; leave out --view cam, or make the map again with a CAM"
+        )
+    return patient_map
 
 
 def read_panel_input(

@@ -1,7 +1,7 @@
 """Read items in advance in threads, and cut a stream of arrays into batches."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ THREAD_NAME = "prefetch"
 
 def prefetch(
     read: Callable[[Key], Item], keys: Iterable[Key], *, num: int = 1, num_ahead: int = 0
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Yield ``read(key)`` for each key in order; ``num`` threads read the next items in advance.
 
     ``num_ahead`` is the number of items that are read or waiting to be read; 0 means ``num``.

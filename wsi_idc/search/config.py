@@ -18,6 +18,7 @@ from wsi_idc.training.config import TrainConfig
 SEARCH = "search"
 SAMPLERS = ("grid", "random", "tpe")
 MAX_POINTS = 10_000
+_WORDS = {option.name: option.metadata["words"] for option in fields(TrainConfig)}
 Value = bool | int | float | str
 
 
@@ -185,7 +186,7 @@ def read_search(path: Path) -> SearchSpec:
             raise JobError("trials is only for sampler random or tpe; sampler grid runs all points")
         types = train_types()
         fixed, axes = _typed_table(content, "config", types), table(content, "axes", types)
-        axes = {key: _axis(f"axis {key}", value, types[key]) for key, value in axes.items()}
+        axes = {key: _axis(key, value, types[key]) for key, value in axes.items()}
         return SearchSpec(name=name, fixed=fixed, axes=axes, **options)
     except JobError as error:
         raise JobError(f"{path}: {error}") from None
@@ -198,12 +199,19 @@ def train_types() -> dict[str, type]:
 
 def _typed_table(content: Mapping[str, Any], name: str, types: dict[str, type]) -> dict[str, Any]:
     values = table(content, name, types)
-    return {key: typed(key, value, types[key]) for key, value in values.items()}
+    return {key: _typed_setting(key, key, value, types[key]) for key, value in values.items()}
 
 
-def _axis(name: str, value: Any, kind: type) -> Axis:
+def _typed_setting(name: str, key: str, value: Any, kind: type) -> Any:
+    """Return the value of a setting if it has the type ``kind``, or is a word of this setting."""
+    is_word = isinstance(value, str) and value in _WORDS.get(key, ())
+    return value if is_word else typed(name, value, kind)
+
+
+def _axis(key: str, value: Any, kind: type) -> Axis:
+    name = f"axis {key}"
     if isinstance(value, list):
-        return tuple(typed(name, item, kind) for item in value)
+        return tuple(_typed_setting(name, key, item, kind) for item in value)
     if not isinstance(value, dict) or kind not in (int, float):
         ranges = " or a range such as {low = 1, high = 2}" if kind in (int, float) else ""
         raise JobError(f"{name} must be a list{ranges}, not {value!r}")

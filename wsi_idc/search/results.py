@@ -21,7 +21,7 @@ from wsi_idc.search.config import Range, SearchSpec, Value, format_point, format
 TABLE, FIGURE, BEST_JOB = "trials.csv", "search.png", "best.toml"
 # States of a trial, in the order of the ranking: complete trials come first.
 STATES = ("complete", "pruned", "running", "waiting", "failed")
-_METRICS = ("average_precision", "auc", "f1", "sensitivity", "specificity")
+_METRICS = ("average_precision", "auc", "f1", "sensitivity", "specificity", "threshold")
 _MAX_COLUMNS = 3
 _MAX_TICK_LETTERS = 30
 _LETTERS_PER_INCH = 12
@@ -37,7 +37,8 @@ class Trial:
         point: Value of the trial on each axis. The point of a waiting trial may be empty.
         value: Value of the metric of the search. For a complete trial, this is the value of the
             best epoch. For all other trials, this is the value of the last finished epoch, or None.
-        metrics: All metrics on the val patients; None for an incomplete trial.
+        metrics: All metrics on the val patients, and the threshold of the checkpoint; None for an
+            incomplete trial. Trials of older versions have no threshold.
         config: All settings of the training; None for an incomplete trial.
         best_epoch: Epoch of the checkpoint; None for an incomplete trial.
         seconds: Time in s that was spent on the trial so far.

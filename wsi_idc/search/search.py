@@ -180,7 +180,7 @@ def _train_trial(
         logger.warning("trial %d failed: %s", number, reason)
     else:
         result = {
-            "metrics": dict(checkpoint.metrics["val"]),
+            "metrics": {**checkpoint.metrics["val"], "threshold": checkpoint.threshold},
             "best_epoch": checkpoint.metrics["epoch"],
             "config": {**checkpoint.config, "split": checkpoint.split_spec},
         }

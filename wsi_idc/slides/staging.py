@@ -1,4 +1,4 @@
-"""Copies of slides on a fast local disk: while a slide is used, the next slide is copied."""
+"""Copies of slides on a fast local disk: while slides are used, the next slide is copied."""
 
 import contextlib
 import logging
@@ -31,8 +31,8 @@ def staged_slides(
     """Yield each slide and its copy on a fast local disk.
 
     The environment variable ``WSI_IDC_SCRATCH`` names the folder on this disk. A thread copies the
-    next slide while the caller uses a slide. The copy is removed when the caller asks for the next
-    slide, so at most two slides are on the disk.
+    next slide while the caller uses a slide and prepares another. A copy is removed when the caller
+    has asked for two more slides, so at most three slides are on the disk.
 
     Args:
         rows: Rows of a manifest.
@@ -67,8 +67,9 @@ def staged_slides(
                 return None
 
         for number, path in enumerate(prefetch(copy, range(len(rows)))):
+            if number >= 2:
+                shutil.rmtree(folder / str(number - 2), ignore_errors=True)
             yield rows[number], path
-            shutil.rmtree(folder / str(number), ignore_errors=True)
 
 
 def _copy(slide: Path, folder: Path, *, is_stopped: Callable[[], bool]) -> Path | None:

@@ -38,7 +38,8 @@ class SlideSettings:
 
     def for_slide(self, row: ManifestRow) -> "SlideSettings":
         """Return the settings of one slide; a missing ``mpp`` or ``mask`` is taken from ``row``."""
-        return replace(self, mpp=self.mpp or row.mpp, mask=self.mask or row.mask)
+        mpp = row.mpp if self.mpp is None else self.mpp
+        return replace(self, mpp=mpp, mask=self.mask or row.mask)
 
 
 @dataclass(frozen=True)

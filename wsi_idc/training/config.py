@@ -17,13 +17,16 @@ from wsi_idc.core.constants import MAX_SEED
 from wsi_idc.core.errors import RunError
 from wsi_idc.core.files import regular_file, sha256
 from wsi_idc.core.metric_table import MONITOR_METRICS
-from wsi_idc.models.checkpoint_files import MAX_BYTES
+from wsi_idc.models.checkpoint_files import MAX_BYTES, find_weights
 
 if TYPE_CHECKING:
     from wsi_idc.data.pack import Pack
     from wsi_idc.data.splits import Split
 
+ALL_FROZEN = "all"  # value of ``freeze``
 IMBALANCES = ("none", "class-weights", "oversample", "focal")
+# Settings that a linear probe does not support.
+_NOT_FROZEN = ("label_smoothing", "mixup", "cutmix", "cell_loss")
 # Settings that may change after a training, because they do not change the weights.
 CALIBRATION_FIELDS = ("threshold_by", "target_sensitivity")
 # Settings that were added after version 0.1.0, with their defaults.
@@ -49,8 +52,11 @@ KNOWN_MODELS = {
 }
 
 
-def _option(default: Any, help_text: str, choices: tuple[str, ...] = ()) -> Any:
-    return field(default=default, metadata={"help": help_text, "choices": choices})
+def _option(
+    default: Any, help_text: str, choices: tuple[str, ...] = (), words: tuple[str, ...] = ()
+) -> Any:
+    """Return a field of a setting; ``words`` are texts that a number may have as its value."""
+    return field(default=default, metadata={"help": help_text, "choices": choices, "words": words})
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,9 @@ class TrainConfig:
     )
     weights: str = _option(
         "auto",
-        "Initial weights: imagenet (the published weights of the model), none, or a file (.pt, "
-        ".safetensors). auto: imagenet if the model has published weights, else none.",
+        "Initial weights: imagenet (the published weights of the model), none, a file (.pt, "
+        ".safetensors), or a folder with model.safetensors or pytorch_model.bin. auto: "
+        "imagenet if the model has published weights, else none.",
     )
     input_size: int = _option(
         0, "Side in px to which patches are resized; 0: usual size (cnn, cnn-bn: not resized)."
@@ -76,7 +83,12 @@ class TrainConfig:
         "symmetric: both are 0.5, for an input from -1 to 1; auto: initial weights, else dataset.",
         choices=("auto", "imagenet", "dataset", "symmetric"),
     )
-    freeze: int = _option(0, "Number of epochs at the start that train only the head.")
+    freeze: int | str = _option(
+        0,
+        "Number of epochs at the start that train only the head. all: fit the head to the features "
+        "of a frozen network, by logistic regression (a linear probe).",
+        words=(ALL_FROZEN,),
+    )
     split: str = _option(
         "auto",
         "Split: canonical, canonical+unlisted, ratio:70/15/15, kfold:5/0, a CSV (patient,split) or "
@@ -171,6 +183,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for option in fields(self):
             value, kind = getattr(self, option.name), type(option.default)
+            if isinstance(value, str) and value in option.metadata["words"]:
+                continue
             is_valid = isinstance(value, (int, float) if kind is float else kind)
             if not is_valid or isinstance(value, bool):
                 raise RunError(f"{option.name} is {value!r}; it must be of type {kind.__name__}")
@@ -186,6 +200,8 @@ class TrainConfig:
             )
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
+            if isinstance(value, str):
+                continue
             if not low <= value <= high or value == math.inf:
                 limits = f"from {low} to {high}"
                 if high == math.inf:
@@ -196,6 +212,19 @@ class TrainConfig:
                 f"focal_gamma {self.focal_gamma:g} has no effect with imbalance {self.imbalance}; "
                 "remove it, or choose imbalance focal"
             )
+        if self.is_probe:
+            unused = [name for name in _NOT_FROZEN if getattr(self, name)]
+            unused += ["imbalance focal"] if self.imbalance == "focal" else []
+            if unused:
+                raise RunError(
+                    f"freeze {ALL_FROZEN} fits only a linear layer, without {unused[0]}; leave out "
+                    "one of them"
+                )
+
+    @property
+    def is_probe(self) -> bool:
+        """True if only the last layer is fitted, to the features of a frozen network."""
+        return self.freeze == ALL_FROZEN
 
     @property
     def training_settings(self) -> dict[str, Any]:
@@ -276,7 +305,7 @@ def weights_fingerprint(config: TrainConfig) -> str | None:
     if not is_weights_file(config.weights):
         return None
     try:
-        path = regular_file(Path(config.weights), MAX_BYTES)
+        path = regular_file(find_weights(Path(config.weights)), MAX_BYTES)
         status = path.stat()
         return _sha256(path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
     except OSError as error:

@@ -1,9 +1,9 @@
-"""Log of a training: metrics.jsonl, TensorBoard events, curves and augmented sample patches."""
+"""Log of a training: metrics.jsonl, metric loggers, curves and augmented sample patches."""
 
-import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -13,10 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from wsi_idc.explore.patch_figures import augmented_samples
 from wsi_idc.plotting.colors import INK
 from wsi_idc.plotting.style import ACCENT, OTHER, THIRD, house_style, save_png
-from wsi_idc.training.runs import CURVES, EVENTS, SAMPLES
+from wsi_idc.training.metric_loggers import MetricLogger, open_logger
+from wsi_idc.training.runs import CURVES, SAMPLES
 from wsi_idc.training.state import Training
-
-logger = logging.getLogger(__name__)
 
 # For each key of an epoch's record: label, color and marker of its curve.
 _LOSSES = {"train_loss": ("train", ACCENT, "o"), "val_loss": ("val", OTHER, "s")}
@@ -25,51 +24,40 @@ _RATE = {"learning_rate": ("learning rate", INK, "o")}
 
 
 class RunLogger(AbstractContextManager["RunLogger"]):
-    """Logger of a run: the main process writes metrics.jsonl, TensorBoard events and figures."""
+    """Logger of a run: the main process writes metrics.jsonl, figures and the metric loggers.
 
-    def __init__(self, training: Training) -> None:
+    ``loggers`` has names of ``LOGGERS``.
+    """
+
+    def __init__(self, training: Training, *, loggers: Sequence[str] = ()) -> None:
         self._training = training
-        self._tensorboard: Any = None
+        self._loggers: list[MetricLogger] = []
         if not training.world.is_main:
             return
         samples, config = training.run.folder / SAMPLES, training.config
         if not samples.exists():
             rows = training.rows["train"]
             augmented_samples(training.pack, rows, config.augment, seed=config.seed, path=samples)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # All events are written again, so the events of an earlier process are deleted.
-            self._tensorboard = SummaryWriter(str(training.run.folder / EVENTS), purge_step=1)
-        except ImportError:
-            logger.info("TensorBoard is not installed: no events are written")
+        settings = asdict(config)
+        self._loggers += [open_logger(name, training.run, settings) for name in loggers]
         # Log again: an earlier process may have saved an epoch but ended before it logged this one.
         if training.state.history:
-            self._log(training.state.history)
+            self.log_epoch()
 
     def __exit__(self, *error: object) -> None:
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        for metric_logger in self._loggers:
+            metric_logger.close(is_complete=self._training.is_complete)
 
     def log_epoch(self) -> None:
-        """Write the record of the last epoch."""
-        if self._training.world.is_main:
-            self._log(self._training.state.history[-1:])
-
-    def _log(self, records: Sequence[dict[str, Any]]) -> None:
+        """Write the records of all epochs that are not yet logged."""
         run, state = self._training.run, self._training.state
+        if not self._training.world.is_main:
+            return
         run.write_history(state.history)
         with house_style():
             save_png(draw_curves(state.history, best_epoch=state.best_epoch), run.folder / CURVES)
-        if self._tensorboard is None:
-            return
-        for record in records:
-            for name, value in record.items():
-                # TensorBoard groups its charts by the text before the slash.
-                role, _, metric = name.partition("_")
-                tag = f"{metric}/{role}" if role in ("train", "val") else name
-                self._tensorboard.add_scalar(tag, value, record["epoch"])
-        self._tensorboard.flush()
+        for metric_logger in self._loggers:
+            metric_logger.log(state.history)
 
 
 def draw_curves(history: Sequence[dict[str, Any]], *, best_epoch: int | None = None) -> Figure:

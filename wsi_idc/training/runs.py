@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from wsi_idc.core.errors import RunError, first_line
+from wsi_idc.core.errors import CheckpointError, RunError, first_line
 from wsi_idc.core.files import regular_file, write_json, write_text
 from wsi_idc.core.locks import retry_while_busy, wait_for_lock
 
@@ -27,6 +27,8 @@ HISTORY = "metrics.jsonl"
 CURVES = "curves.png"
 SAMPLES = "augment.png"
 EVENTS = "tensorboard"
+# Files with the id of the run in a logger, and with the number of epochs that the logger recorded.
+WANDB, MLFLOW = "wandb.json", "mlflow.json"
 _MAX_NAME_BYTES = 10_000
 _SECONDS_OF_WRITING = 30.0
 DEFAULT = "default"  # file with the path of the default run, relative to the folder of the file
@@ -114,7 +116,7 @@ class Run:
         self.validate_dir()
         if self.is_finished():
             self.best.replace(self.replaced)
-        for name in ("last.pt", "best.pt", HISTORY, CURVES, SAMPLES):
+        for name in ("last.pt", "best.pt", HISTORY, CURVES, SAMPLES, WANDB, MLFLOW):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / EVENTS, ignore_errors=True)
         self.write("running", settings, details)
@@ -154,6 +156,18 @@ class Run:
                 if isinstance(numbers.get("epoch"), int):
                     history.append(numbers)
         return history or None
+
+    def read_logger(self, name: str) -> dict[str, Any]:
+        """Return the content of the file ``name`` of a logger; without a file, it has 0 epochs."""
+        try:
+            record = json.loads(regular_file(self.folder / name).read_text(encoding="utf-8"))
+            return {"id": str(record["id"]), "epochs": int(record["epochs"])}
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return {"epochs": 0}
+
+    def write_logger(self, name: str, *, id: str, epochs: int) -> None:
+        """Write the file ``name`` of a logger."""
+        write_json(self.folder / name, {"id": id, "epochs": epochs})
 
     def lock(self) -> AbstractContextManager[None]:
         """Lock the folder for a training; raise BusyError if another process holds the lock."""
@@ -221,6 +235,24 @@ def set_default(runs: Path, run: Path | None) -> None:
         text = os.path.relpath(run.absolute(), runs.absolute()) + "\n"
         # Another training may finish at the same moment; it writes the file within milliseconds.
         retry_while_busy(lambda: write_text(file, text), timeout=_SECONDS_OF_WRITING)
+
+
+def checkpoint_file(path: Path) -> Path:
+    """Return the checkpoint file of a finished run; return the path of any other file unchanged.
+
+    Raises:
+        CheckpointError: The path does not exist, or the training of the run is not finished.
+    """
+    if path.is_dir() and (finished := Run(path).finished_checkpoint).name != "best.pt":
+        raise CheckpointError(
+            f"{path}: the new training of this run is not finished; wait for it, run the same "
+            f"wsi-idc train again, or give {finished}"
+        )
+    if not path.exists() and path.suffix != ".pt":
+        raise CheckpointError(f"{path}: no such file; give a finished run or a .pt file")
+    if path.is_dir() and not (path / "best.pt").exists():
+        raise CheckpointError(f"{path}: no best.pt in this folder; give a finished run")
+    return path / "best.pt" if path.is_dir() else path
 
 
 def default_checkpoint(runs: Path) -> Path | None:

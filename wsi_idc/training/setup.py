@@ -68,7 +68,7 @@ def build_training(
         )
     if config.freeze and config.weights == "none":
         logger.warning(
-            "--freeze %d without initial weights: the head trains on random features", config.freeze
+            "--freeze %s without initial weights: the head trains on random features", config.freeze
         )
     # Class weights and oversampling both give the two classes the same total weight. Therefore both
     # shift the log odds by the same amount.
@@ -76,6 +76,8 @@ def build_training(
     balance = inverse_frequency(labels) if is_balanced else np.ones(2)
     class_weight = balance if config.imbalance == "class-weights" else np.ones(2)
     logger.info("device: %s; class weights: %s", device_config, class_weight.round(3))
+    has_average = config.ema > 0 and not config.is_probe
+    is_resident = False if config.is_probe else None  # a probe reads each patch at most once
     max_micro_batch = -(-config.batch_size // world.size)
     # In float64, a stopped and resumed training has the same loss sum. MPS has no float64.
     loss_dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -88,7 +90,7 @@ def build_training(
         world=world,
         classifier=classifier,
         model=classifier,
-        average=build_average(classifier, config.ema) if config.ema else None,
+        average=build_average(classifier, config.ema) if has_average else None,
         optimizer=build_optimizer(classifier, config),
         scaler=torch.amp.GradScaler(device.type, enabled=device_config.precision == "fp16"),
         loss=Loss(
@@ -107,7 +109,7 @@ def build_training(
             num_processes=world.size,
         ),
         pending_loss=torch.zeros((), dtype=loss_dtype, device=device),
-        source=PatchSource(pack, rows["train"], device),
+        source=PatchSource(pack, rows["train"], device, resident=is_resident),
     )
 
 
@@ -167,11 +169,11 @@ def _build_model(config: TrainConfig, pack: Pack, train_rows: NDArray[np.int64])
         normalization = pretrained.Normalization(*channel_statistics(histogram))
     elif config.normalize != "auto":
         normalization = _IMAGENET if config.normalize == "imagenet" else _SYMMETRIC
-    mean, std = normalization or _IMAGENET
+    mean, std = normalization or pretrained.usual_normalization(arch)
     classifier = PatchClassifier(
         arch, network, input_px=config.input_size or None, mean=mean, std=std
     )
-    if config.weights != "none" and has_fused_batch_norm(network):
+    if config.weights != "none" and not config.is_probe and has_fused_batch_norm(network):
         logger.info("initial weights have fused batch norms: computing new ones from train patches")
         rows = np.random.default_rng(config.seed).permutation(train_rows)[:_PATCHES_TO_UNFOLD]
         unfold_batch_norm(classifier, torch.from_numpy(pack.patches[np.sort(rows)]))

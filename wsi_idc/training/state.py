@@ -102,6 +102,17 @@ class Training:
         return min(self.config.batch_size, len(self.rows["train"]))
 
     @property
+    def can_stop_early(self) -> bool:
+        """True if the training may stop before its last epoch, because no epoch is better."""
+        return self.state.best_epoch + self.config.patience < self.config.epochs
+
+    @property
+    def is_complete(self) -> bool:
+        """True if the last epoch is finished, or if the training stops early."""
+        state, config = self.state, self.config
+        return state.epoch >= config.epochs or state.epoch - state.best_epoch >= config.patience
+
+    @property
     def ema_model(self) -> PatchClassifier:
         """Model to evaluate and save: the running average if there is one, else the classifier."""
         model = self.classifier if self.average is None else self.average.module

@@ -22,14 +22,19 @@ logger = logging.getLogger(__name__)
 
 def prepare_model(training: Training) -> None:
     """Prepare the model for the current epoch: freeze layers, compile, and wrap with DDP."""
-    classifier, epoch = training.classifier, training.state.epoch
-    is_frozen = epoch < training.config.freeze
+    classifier, epoch, num_frozen = (
+        training.classifier,
+        training.state.epoch,
+        training.config.freeze,
+    )
+    assert isinstance(num_frozen, int)
+    is_frozen = epoch < num_frozen
     classifier.train(not is_frozen)  # eval mode: a frozen batch norm keeps its statistics
     classifier.network.requires_grad_(not is_frozen)
     head = classifier.network.get_submodule(classifier.arch.head)
     head.train()
     head.requires_grad_(True)
-    if training.model is not classifier and epoch != training.config.freeze:
+    if training.model is not classifier and epoch != num_frozen:
         return  # the model is already compiled or wrapped
     model: nn.Module = classifier
     if training.device_config.compiled:

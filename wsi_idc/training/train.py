@@ -6,29 +6,24 @@ Stopping and resuming a training does not change its final weights.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from wsi_idc.core.constants import IDC
 from wsi_idc.core.errors import RunError
 from wsi_idc.core.progress import progress
+from wsi_idc.core.text import join_items
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
-from wsi_idc.inference.calibration import (
-    best_f1_threshold,
-    best_youden_threshold,
-)
-from wsi_idc.inference.probability import idc_probability
-from wsi_idc.metrics import classification as metrics
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
+from wsi_idc.models.checkpoint_files import find_weights
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import SINGLE_PROCESS, World
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped, stopped_error
+from wsi_idc.runtime.throughput import ThroughputStats
 from wsi_idc.training import validation
 from wsi_idc.training.batches import read_batches
 from wsi_idc.training.config import (
@@ -39,11 +34,14 @@ from wsi_idc.training.config import (
     resolved_config,
 )
 from wsi_idc.training.logger import RunLogger
+from wsi_idc.training.metric_loggers import parse_loggers
 from wsi_idc.training.optimizer import lr_factor, plateau_factor
+from wsi_idc.training.probe import fit_probe
 from wsi_idc.training.runs import Run
 from wsi_idc.training.setup import build_training
 from wsi_idc.training.state import Training, resume, save_state, to_checkpoint
 from wsi_idc.training.step import prepare_model, train_step
+from wsi_idc.training.time_left import TimeLeft
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +63,7 @@ def train(
     save_minutes: float = MINUTES_BETWEEN_SAVES,
     stop: StopRequest | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    loggers: Sequence[str] | None = None,
 ) -> Checkpoint:
     """Train a classifier, or resume a stopped training, and return the final checkpoint.
 
@@ -87,6 +86,7 @@ def train(
         stop: Request of the user to save and stop; checked after each step.
         on_epoch: Function that gets the record of each epoch after the epoch is saved. If the
             function raises an exception, the training stops and can be resumed.
+        loggers: Names of the metric loggers; None means TensorBoard, if it is installed.
 
     Raises:
         StoppedError: ``stop`` was set. The state is saved, and the same call resumes the training.
@@ -101,8 +101,12 @@ def train(
         if _is_finished(run, world):
             return validation.load_or_recalibrate(config, pack, run, **devices)
     elif is_weights_file(config.weights):
-        run.protect_weights(Path(config.weights))
+        run.protect_weights(find_weights(Path(config.weights)))
     options = {"run": run, "micro_batch": micro_batch, **devices}
+    if config.is_probe and world.size > 1:
+        raise RunError(
+            f"freeze {config.freeze} uses one process; start the training without torchrun"
+        )
     training = build_training(resolve(config), pack, split, **options)
     world.barrier()
     try:
@@ -111,8 +115,15 @@ def train(
             if world.is_main and not overwrite:
                 run.validate_config(settings)
             if overwrite or not _is_finished(run, world):
+                if config.is_probe:
+                    return fit_probe(training, settings, stop=stop, on_epoch=on_epoch)
                 return _run_epochs(
-                    training, settings, stop=stop, save_seconds=60 * save_minutes, on_epoch=on_epoch
+                    training,
+                    settings,
+                    stop=stop,
+                    save_seconds=60 * save_minutes,
+                    on_epoch=on_epoch,
+                    loggers=parse_loggers(None) if loggers is None else loggers,
                 )
     # Memory ran out outside a step; inside a step, ``train_step`` handles this error.
     except torch.OutOfMemoryError:
@@ -135,6 +146,7 @@ def _run_epochs(
     stop: StopRequest | None,
     save_seconds: float,
     on_epoch: Callable[[dict[str, Any]], None] | None,
+    loggers: Sequence[str],
 ) -> Checkpoint:
     run, world = training.run, training.world
     is_resumable = run.exists() and run.read().get("asked") == settings and not run.is_finished()
@@ -144,11 +156,11 @@ def _run_epochs(
     if run.last.exists():
         resume(training)
     state = training.state
-    with RunLogger(training) as run_logger:
-        num_epochs, patience = training.config.epochs, training.config.patience
-        while state.epoch < num_epochs and state.epoch - state.best_epoch < patience:
-            _train_epoch(training, stop, save_seconds=save_seconds)
-            _finish_epoch(training)
+    with RunLogger(training, loggers=loggers) as run_logger:
+        time_left = TimeLeft(training)
+        while not training.is_complete:
+            _train_epoch(training, stop, save_seconds=save_seconds, time_left=time_left)
+            _finish_epoch(training, time_left)
             run_logger.log_epoch()
             if on_epoch is not None:
                 on_epoch(dict(state.history[-1]))
@@ -188,7 +200,9 @@ def run_steps(training: Training) -> Iterator[int]:
         yield num_patches
 
 
-def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: float) -> None:
+def _train_epoch(
+    training: Training, stop: StopRequest | None, *, save_seconds: float, time_left: TimeLeft
+) -> None:
     """Train on the remaining batches of the current epoch; save at intervals and before a stop."""
     state, world, usage = training.state, training.world, training.device_config.throughput
     usage.start()
@@ -199,15 +213,18 @@ def _train_epoch(training: Training, stop: StopRequest | None, *, save_seconds: 
         logger.info("resuming %s after %d steps", title, state.step)
     size = training.patches_per_step
     total, done = training.steps_per_epoch * size, state.step * size
-    with progress(total, what=title, done=done) as bar:
+    loss_text = ""
+    with progress(total, what=title, done=done, is_short=True) as bar:
         for num_patches in run_steps(training):
+            items = (time_left.percent(), str(time_left), loss_text)
+            bar.set_postfix_str(", ".join(filter(None, items)), refresh=False)
             bar.update(num_patches)
             now = time.monotonic()
             # Order 1 is to save, 2 to save and stop. All processes follow the largest order.
             order = world.max(2 if stop else int(world.is_main and now - last_save > save_seconds))
             if order or state.step % _STEPS_BETWEEN_LOSS_READS == 0:
                 loss = _mean_loss(training)
-                bar.set_postfix_str(f"loss {loss:.3f}, {usage.summary_line()}", refresh=False)
+                loss_text = f"loss {loss:.3f}"
             if order:
                 state.seconds, last_save = now - started, now
                 save_state(training)
@@ -228,7 +245,7 @@ def _mean_loss(training: Training) -> float:
     raise validation.divergence_error(training)
 
 
-def _finish_epoch(training: Training) -> None:
+def _finish_epoch(training: Training, time_left: TimeLeft) -> None:
     """Validate the model; save a checkpoint if this epoch is the best so far; save the state."""
     state, config = training.state, training.config
     loss = _mean_loss(training)
@@ -236,22 +253,10 @@ def _finish_epoch(training: Training) -> None:
     usage = training.device_config.throughput.stats()
     logit, label = validation.predict_val(training)
     state.epoch += 1
-    probability = idc_probability(logit, temperature=1.0)
-    val = metrics.all_metrics(label, probability, threshold=0.5)
-    del val["prevalence"]
-    # The final checkpoint has no ``log_odds_shift``, and its threshold is chosen on val.
-    logit[:, IDC] -= training.log_odds_shift
-    largest = {}
-    for name, choose in (("f1", best_f1_threshold), ("balanced_accuracy", best_youden_threshold)):
-        threshold = choose(label, probability)
-        counts = vars(metrics.confusion(label, probability, threshold=threshold)).values()
-        largest[f"val_largest_{name}"] = float(metrics.threshold_metrics(*counts)[name])
     record = {
         "epoch": state.epoch,
         "train_loss": loss,
-        "val_loss": float(F.cross_entropy(torch.from_numpy(logit), torch.from_numpy(label))),
-        **{f"val_{name}": value for name, value in val.items() if not math.isnan(value)},
-        **largest,
+        **validation.val_metrics(logit, label, log_odds_shift=training.log_odds_shift),
         "learning_rate": training.optimizer.param_groups[0]["lr"],
         "patches_per_second": training.steps_per_epoch * training.patches_per_step / state.seconds,
         **(usage.shares if usage.num_patches else {}),
@@ -265,9 +270,23 @@ def _finish_epoch(training: Training) -> None:
             save_checkpoint(training.run.best, to_checkpoint(training))
     state.step, state.loss_sum, state.seconds = 0, 0.0, 0.0
     save_state(training)
-    logger.info(
-        "epoch %(epoch)d/%(epochs)d: train loss %(train_loss).4f, val loss %(val_loss).4f, "
-        "AUC %(val_auc).4f, AP %(val_average_precision).4f, largest F1 "
-        "%(val_largest_f1).3f%(best)s, %(patches_per_second).0f patches/s, %(usage)s",
-        record | {"epochs": config.epochs, "best": " (best)" if is_best else "", "usage": usage},
+    _log_epoch(training, time_left, is_best=is_best, usage=usage)
+
+
+def _log_epoch(
+    training: Training, time_left: TimeLeft, *, is_best: bool, usage: ThroughputStats
+) -> None:
+    config, record = training.config, training.state.history[-1]
+    line = (
+        f"epoch {record['epoch']}/{config.epochs}: train loss {record['train_loss']:.4f}, "
+        f"val loss {record['val_loss']:.4f}, AUC {record['val_auc']:.4f}, "
+        f"AP {record['val_average_precision']:.4f}, largest F1 {record['val_largest_f1']:.3f} "
+        f"at the threshold {record['val_largest_f1_threshold']:.2f}, "
+        f"{'best epoch so far, ' if is_best else ''}{record['patches_per_second']:.0f} patches/s, "
+        f"{usage}, {time_left.percent()}, "
     )
+    if training.is_complete and record["epoch"] < config.epochs:
+        line += f"stops early: no better epoch in the last {config.patience}"
+    else:
+        line += str(time_left)
+    logger.info("%s", join_items(line.split(", ")))

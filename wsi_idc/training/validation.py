@@ -1,16 +1,22 @@
 """Validation: predict the val patients, and calibrate the final checkpoint."""
 
 import logging
+import math
 from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from wsi_idc.core.constants import IDC
 from wsi_idc.core.errors import CheckpointError, RunError
 from wsi_idc.data.pack import Pack
-from wsi_idc.inference.calibration import calibrate
+from wsi_idc.inference.calibration import (
+    best_f1_threshold,
+    best_youden_threshold,
+    calibrate,
+)
 from wsi_idc.inference.novelty import fit_novelty
 from wsi_idc.inference.predict import predict_logits
 from wsi_idc.inference.probability import idc_probability
@@ -69,12 +75,47 @@ def calibrate_and_save(training: Training) -> Checkpoint:
             model.head.bias[IDC] -= training.log_odds_shift
     logit, _ = predict_val(training)
     if world.is_main:
-        checkpoint = replace(to_checkpoint(training), metrics={"epoch": training.state.best_epoch})
-        checkpoint = _calibrate(checkpoint, logit, training.pack)
+        checkpoint = calibrated_checkpoint(training, logit)
         checkpoint = _with_novelty(checkpoint, training.pack, training.device_config)
         save_checkpoint(run.best, checkpoint)
     world.barrier()
     return load_checkpoint(run.best)
+
+
+def calibrated_checkpoint(training: Training, logit: NDArray[np.float32]) -> Checkpoint:
+    """Return a checkpoint of the current weights, calibrated to the logits of the val patches."""
+    checkpoint = replace(to_checkpoint(training), metrics={"epoch": training.state.best_epoch})
+    return _calibrate(checkpoint, logit, training.pack)
+
+
+def val_metrics(
+    logit: NDArray[np.float32], label: NDArray[np.int64], *, log_odds_shift: float
+) -> dict[str, float]:
+    """Return the metrics of the val patches for the record of an epoch.
+
+    Args:
+        logit: Logits of the val patches, shape (N, num_classes).
+        label: Labels of the val patches, shape (N,).
+        log_odds_shift: Value that the training added to the log odds of IDC; ``val_loss`` is
+            without this value.
+    """
+    probability = idc_probability(logit, temperature=1.0)
+    val = metrics.all_metrics(label, probability, threshold=0.5)
+    del val["prevalence"]
+    # The final checkpoint has no ``log_odds_shift``, and its threshold is chosen on val.
+    shifted = logit.copy()
+    shifted[:, IDC] -= log_odds_shift
+    largest = {}
+    for name, choose in (("f1", best_f1_threshold), ("balanced_accuracy", best_youden_threshold)):
+        threshold = choose(label, probability)
+        counts = vars(metrics.confusion(label, probability, threshold=threshold)).values()
+        largest[f"val_largest_{name}"] = float(metrics.threshold_metrics(*counts)[name])
+        largest[f"val_largest_{name}_threshold"] = threshold
+    return {
+        "val_loss": float(F.cross_entropy(torch.from_numpy(shifted), torch.from_numpy(label))),
+        **{f"val_{name}": value for name, value in val.items() if not math.isnan(value)},
+        **largest,
+    }
 
 
 def load_or_recalibrate(

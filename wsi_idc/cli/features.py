@@ -1,0 +1,210 @@
+"""``wsi-idc features``: write the features of patches of patients or slides."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wsi_idc.cli.inputs import check_inputs, find_checkpoints, split_inputs
+from wsi_idc.cli.options import (
+    PATH,
+    TISSUE_PARAMETERS,
+    Number,
+    changed,
+    checkpoint_option,
+    compute_options,
+    data_option,
+    input_options,
+    output_options,
+    slide_options,
+    with_default,
+)
+from wsi_idc.cli.output import echo_note, echo_result, raise_if_any
+from wsi_idc.core.text import count, shorten_list
+
+if TYPE_CHECKING:
+    from wsi_idc.data.pack import Pack
+    from wsi_idc.features.encoder import Encoder
+    from wsi_idc.features.extract import FeatureReport
+
+logger = logging.getLogger(__name__)
+
+
+@click.command()
+@input_options
+@click.option(
+    "--model",
+    help="Encoder with its initial weights: resnet50, timm:NAME, hf-hub:OWNER/NAME, or another "
+    "name that wsi-idc train takes. Without this option, --checkpoint is the encoder.",
+)
+@with_default(
+    "--weights",
+    default="auto",
+    help="Weights of --model: auto (the published weights of the model), or a file or folder.",
+)
+@with_default(
+    "--input-size",
+    type=click.IntRange(0, 1024),
+    default=0,
+    help="Side in px to which patches are resized for --model; 0: usual size of the model.",
+)
+@click.option(
+    "--patch-px",
+    type=click.IntRange(8, 4096),
+    help="Side in px of the patches of slides, for --model.  [default: the input size]",
+)
+@with_default(
+    "--patch-mpp",
+    type=Number(min=0, min_open=True),
+    default=0.5,
+    help="Microns per px of the patches of slides, for --model. 0.5 is a magnification of 20x.",
+)
+@checkpoint_option
+@data_option
+@with_default("--out", type=PATH, default=Path("features"), help="Folder of the features.")
+@slide_options
+@click.option("--pt", "with_pt", is_flag=True, help="Also write pt_files/NAME.pt, as CLAM does.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
+@compute_options
+@output_options
+def features(
+    files: tuple[Path, ...],
+    patients: tuple[str, ...],
+    patients_file: Path | None,
+    everyone: bool,
+    slides: tuple[Path, ...],
+    manifest: Path | None,
+    shard: str | None,
+    data: Path | None,
+    mpp: float | None,
+    mask: Path | None,
+    stride: int | None,
+    device: str,
+    precision: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Write features of patches for other programs.
+
+    The features of a patch are the input of the last layer of a network, after its pooling. For
+    each patient or slide, the command writes one HDF5 file with the datasets features (N, D) and
+    coords (N, 2). Programs for multiple-instance learning read this layout, such as CLAM and
+    TRIDENT. The arguments name patients or slides, as those of wsi-idc map do.
+
+    An existing file of the same encoder, settings and data is kept. With --overwrite, any other
+    existing file is replaced. After a stop (exit code 75) the same command continues with the
+    remaining files.
+
+    \b
+    Examples:
+      wsi-idc features --all --model timm:convnext_nano.in12k
+      wsi-idc features scans/ --model hf-hub:MahmoodLab/UNI2-h --pt
+      wsi-idc features 10253 --checkpoint runs/mine
+    """
+    patients, slides = split_inputs(files, patients, slides)
+    check_inputs(patients, slides)
+    for_slides = bool(slides or manifest)
+    _check_usage(for_slides=for_slides)
+
+    from wsi_idc.maps.plan import parse_shard
+
+    part = None if shard is None else parse_shard(shard)
+    checkpoint = options.pop("checkpoint")
+    paths = [] if options["model"] else find_checkpoints([checkpoint] if checkpoint else [])
+    pack = None
+    if not for_slides:
+        from wsi_idc.data.open_data import open_data
+        from wsi_idc.data.splits import read_patients
+
+        pack = open_data(data)
+        logger.info("data: %s", pack)
+        patients += tuple(read_patients(patients_file)) if patients_file else ()
+        for patient in patients:
+            pack.rows_of(patient)  # raises an error for an unknown id, before torch is imported
+
+    from wsi_idc.features.extract import FeatureExtraction
+    from wsi_idc.maps.from_pack import PackSource
+    from wsi_idc.maps.from_slides import SlideSource
+    from wsi_idc.runtime.device import select_device
+    from wsi_idc.runtime.signals import stop_requests
+    from wsi_idc.slides.tiling import SlideSettings
+
+    tissue = {name: options.pop(name) for name in TISSUE_PARAMETERS}
+    source: PackSource | SlideSource
+    if pack is None:
+        settings = SlideSettings(mpp=mpp, mask=mask, stride_px=stride, **tissue)
+        source = SlideSource.from_files(slides, manifest, settings)
+    else:
+        source = PackSource(pack, pack.patients if everyone else patients)
+    source = source if part is None else source.shard(*part)
+    device_config = select_device(device, precision)
+    settings_of_model = {
+        name: options.pop(name)
+        for name in ("model", "weights", "input_size", "patch_px", "patch_mpp")
+    }
+    encoder = _encoder(paths, pack, **settings_of_model)
+    size = count(encoder.num_features, "feature")
+    logger.info("encoder: %s, %s; device: %s", encoder.name, size, device_config)
+    # A signal before this line stops the command at once. In this block, files are completed first.
+    with stop_requests() as stop:
+        report = FeatureExtraction(encoder, device_config, stop=stop, **options).run(source)
+    record = {**vars(report), "encoder": encoder.name, "num_features": encoder.num_features}
+    echo_result(record, _report_lines(report, encoder), as_json=as_json)
+    for name, reason in report.failed.items() if not as_json else ():
+        echo_note(f"no features of {name}: {reason}")
+    num_all = len(report.failed) + len(report.made) + len(report.kept)
+    raise_if_any(report.failed, num_all, f"files were not written: {', '.join(report.failed)}")
+
+
+def _check_usage(*, for_slides: bool) -> None:
+    """Raise UsageError if an option would have no effect."""
+    given = click.get_current_context().params
+    if given["model"] and given["checkpoint"]:
+        raise click.UsageError("give --model or --checkpoint, not both")
+    of_patches = changed("patch_px", "patch_mpp")
+    if not given["model"] and (unused := [*changed("weights", "input_size"), *of_patches]):
+        raise click.UsageError(f"{', '.join(unused)} needs --model")
+    if not for_slides and of_patches:
+        raise click.UsageError(
+            f"{', '.join(of_patches)} has no effect on a pack: its patches are already cut."
+        )
+
+
+def _encoder(
+    paths: list[Path],
+    pack: "Pack | None",
+    *,
+    model: str | None,
+    weights: str,
+    input_size: int,
+    patch_px: int | None,
+    patch_mpp: float,
+) -> "Encoder":
+    from wsi_idc.features.encoder import encoder_of_checkpoint, pretrained_encoder
+    from wsi_idc.models.checkpoint import load_finished_checkpoint
+
+    if model:
+        if pack is not None:
+            patch_px, patch_mpp = pack.info.patch_px, pack.info.mpp
+        return pretrained_encoder(
+            model, weights, input_px=input_size, patch_px=patch_px, mpp=patch_mpp
+        )
+    checkpoint = load_finished_checkpoint(paths[0])
+    if pack is not None:
+        from wsi_idc.inference.predictor import Predictor
+
+        Predictor((checkpoint,)).validate_input(pack)
+    return encoder_of_checkpoint(checkpoint)
+
+
+def _report_lines(report: "FeatureReport", encoder: "Encoder") -> Iterator[str]:
+    for name, path in report.made.items():
+        patches = count(report.patches[name], "patch", "patches")
+        yield f"{path}  {patches}, {encoder.num_features} features"
+    if report.kept:
+        same = "because encoder, settings and data are the same"
+        yield f"{len(report.kept)} kept, {same}: {shorten_list(report.kept)}"
+    if not (report.made or report.failed):
+        yield "nothing to compute"
