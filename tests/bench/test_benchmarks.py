@@ -13,9 +13,13 @@ from wsi_idc.bench.forward_only import BareForward
 from wsi_idc.bench.timing import BenchmarkResult
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predictor import Predictor
+from wsi_idc.inference.probability import idc_probability
 from wsi_idc.maps.builder import MapBuilder
+from wsi_idc.maps.from_slides import SlideSource
+from wsi_idc.maps.map_reader import read_map
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import select_device
+from wsi_idc.slides.tiling import SlideSettings
 
 SMALL = {"num_patches": 80, "num_rounds": 1}
 
@@ -131,6 +135,39 @@ def test_layers_of_a_fold_need_a_patch_each():
     # Optical densities of three layers add up.
     assert np.median(image[mask > 0]) == int(256 * (151 / 256) ** 3 - 1)
     assert (masks["fold of 2 layers"][1] >= mask).all()
+
+
+def test_programs_are_compared_on_the_same_patches(trained: Checkpoint, tmp_path: Path):
+    import tiatoolbox_predictor
+
+    slide = write_tiff(tmp_path / "s.tif", noise(600, 900), mpp=1)
+    mask = tmp_path / "mask.png"
+    assert tiatoolbox_predictor.write_mask(mask, slide, trained.input, num_patches=0) == 15
+    assert tiatoolbox_predictor.write_mask(mask, slide, trained.input, num_patches=7) == 7
+    builder = MapBuilder(Predictor((trained,)), select_device("cpu", "fp32"), tmp_path / "maps")
+    source = SlideSource.from_files([slide], None, SlideSettings(mask=mask))
+    assert builder.build(source).patches == {"s": 7}
+    patient_map = read_map(tmp_path / "maps" / "s.h5")
+    assert patient_map.coords[-1].tolist() == [200, 200]
+    probability = idc_probability(patient_map.logit, temperature=1.0)
+    other = {"corners_px": patient_map.coords[::-1] // 4, "probability": probability[::-1] - 0.25}
+    difference = tiatoolbox_predictor.largest_difference(tmp_path / "maps" / "s.h5", other)
+    assert difference == pytest.approx(0.25)
+    other["corners_px"] = other["corners_px"] + 1
+    with pytest.raises(SystemExit, match="different patches"):
+        tiatoolbox_predictor.largest_difference(tmp_path / "maps" / "s.h5", other)
+
+
+def test_memory_of_a_process_includes_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import tiatoolbox_predictor
+
+    monkeypatch.setattr(tiatoolbox_predictor, "_SAMPLE_SECONDS", 0.2)
+    child = "import time; block = b'x' * 10**8; time.sleep(1)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    usage = tiatoolbox_predictor.measure([sys.executable, "-c", parent], tmp_path / "log.txt")
+    assert usage.seconds > 1
+    assert usage.cpu_seconds > 0
+    assert usage.peak_mb > 100 or not Path("/proc/self/smaps_rollup").exists()
 
 
 def test_cost_of_novelty_is_measured(cohort: Pack, trained: Checkpoint, tmp_path: Path):

@@ -227,6 +227,7 @@ def test_every_job_of_the_project_runs_at_a_small_size(
     job("baseline", *SMALL, "--task", "1")
     for name in ("train", "smoke", "train_resnet50", "train_all_models"):
         job(name, *SMALL[: 2 if name == "train" else None], "--split", "ratio:50/25/25")
+    job("encoders", *SMALL, "--freeze", "all", "--split", "ratio:50/25/25", "--task", "1")
     # Overrides are part of the names of the runs.
     assert Path("runs/train-split-ratio-50-25-25-epochs-1").exists()
     assert len(list(tmp_path.glob("runs/train_all_models-*/best.pt"))) == 5

@@ -154,6 +154,7 @@ def test_a_map_is_exported_and_drawn(expected: dict[str, Any]):
     name = expected["patient"]
     golden.command("export", f"maps/{name}.h5", "--format", "csv", "--out", "new")
     before, now = (_rows(Path(folder, f"{name}.csv")) for folder in ("export", "new"))
+    assert {row.pop() for row in now} == {"source_file", "pack.h5"}  # new since 0.1.0
     assert_close(now, before, ROUNDING)
     golden.command("render", f"maps/{name}.h5", "--out", "pictures")
     assert [path.suffix for path in Path("pictures").iterdir()] == [".png"]

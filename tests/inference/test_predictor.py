@@ -65,6 +65,7 @@ def test_tta_predicts_all_flips_and_turns_and_averages_their_cams(
 
 
 def test_one_checkpoint_and_one_view_need_no_averaging(trained: Checkpoint, cohort: Pack):
+    trained = replace(trained, temperature=1.5)
     predictor = Predictor((trained,))
     logit = raw(predictor, cohort, np.arange(10)).logit
     prediction = predictor.aggregate(logit)

@@ -248,3 +248,11 @@ def test_without_timm_the_package_to_install_is_named(monkeypatch: pytest.Monkey
     monkeypatch.delitem(sys.modules, "wsi_idc.models.timm_models")
     with pytest.raises(CheckpointError, match="need the package timm; run pip install timm"):
         architecture("timm:resnet18")
+
+
+def test_a_new_last_layer_starts_with_small_logits():
+    classifier = make_classifier("timm:tf_efficientnet_lite0", input_px=64).eval()
+    with torch.no_grad():
+        logits = classifier(random_patches(4))
+    assert classifier.head.weight.std().item() == pytest.approx(0.01, rel=0.1)
+    assert logits.abs().max() < 2

@@ -112,8 +112,10 @@ def source_text(ctx: click.Context, name: str) -> str:
     """Return the source of the value of a parameter.
 
     The source is "command line" or the path of the file of ``--config``; "" for a default of the
-    program.
+    program, and in a job, whose file sets all options.
     """
+    if ctx.parent is None:
+        return ""
     source = ctx.get_parameter_source(name)
     if source is ParameterSource.DEFAULT_MAP:
         return str(ctx.meta[_META])

@@ -35,6 +35,7 @@ except ImportError:
 
 TIMM, HUB = "timm:", "hf-hub:"
 _FILES = ("model.safetensors", "pytorch_model.bin")
+_HEAD_STD = 0.01  # standard deviation of the weights of a new last layer
 _HUB_ERRORS = (OSError, HfHubHTTPError)
 # Modules that do not change the closed form of Grad-CAM, and those that average the cells.
 _AVERAGE = {"AdaptiveAvgPool2d", "FastAdaptiveAvgPool"}
@@ -116,7 +117,14 @@ def _creator(name: str) -> Callable[..., nn.Module]:
     args = _ENCODER_ARGS.get(repository.lower(), {})
 
     def create(num_classes: int, **options: Any) -> nn.Module:
-        return timm.create_model(model, num_classes=num_classes, **(args | options))
+        network = timm.create_model(model, num_classes=num_classes, **(args | options))
+        # Some families start with logits of two digits, because their rule is for 1000 classes.
+        head = getattr(network, "get_classifier", lambda: None)()
+        if isinstance(head, nn.Linear | nn.Conv2d):
+            nn.init.normal_(head.weight, std=_HEAD_STD)
+            if head.bias is not None:
+                nn.init.zeros_(head.bias)
+        return network
 
     if "dynamic_img_size" in args:
         return create
