@@ -23,7 +23,7 @@ from wsi_idc.inference.features import feature_extractor
 from wsi_idc.inference.predict import RawPrediction
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.models.cam import CamSpec
-from wsi_idc.models.checkpoint import Checkpoint
+from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint
 from wsi_idc.models.checkpoint_files import BUNDLED
 from wsi_idc.runtime.device import select_device
 from wsi_idc.training.probe import choose_probe, set_head
@@ -51,16 +51,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pack", type=Path)
     parser.add_argument("--patches", type=int, default=2000)
-    parser.add_argument("--model", default="cnn-bn")
+    parser.add_argument("--model", default="cnn-bn", help="Name of a network, or a run.")
     parser.add_argument("--input-size", type=int, default=0)
     options = parser.parse_args()
     pack = Pack(options.pack)
     rows = np.flatnonzero(pack.index["label"] >= 0)
     order = np.random.default_rng(0).permutation(rows)
     rows, others = np.sort(order[: options.patches]), order[options.patches :][:_NUM_FITTED]
-    checkpoint, name = make_checkpoint(options.model, input_size=options.input_size, pack=pack)
-    if options.model != BUNDLED:
-        checkpoint = fit_head(checkpoint, pack, others)
+    if (best := Path(options.model, "best.pt")).exists():
+        checkpoint = load_checkpoint(best)
+        name = f"{checkpoint.architecture} at {checkpoint.input.input_px} px, trained"
+    else:
+        checkpoint, name = make_checkpoint(options.model, input_size=options.input_size, pack=pack)
+        if options.model != BUNDLED:
+            checkpoint = fit_head(checkpoint, pack, others)
     predictor, raw = Predictor((checkpoint,)), {}
     for precision in ("fp32", "bf16"):
         device_config = select_device("cpu", precision)
