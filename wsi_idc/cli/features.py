@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsi_idc.cli.config_file import config_option
 from wsi_idc.cli.inputs import check_inputs, find_checkpoints, split_inputs
 from wsi_idc.cli.options import (
     PATH,
@@ -68,6 +69,7 @@ logger = logging.getLogger(__name__)
 @click.option("--pt", "with_pt", is_flag=True, help="Also write pt_files/NAME.pt, as CLAM does.")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @compute_options
+@config_option
 @output_options
 def features(
     files: tuple[Path, ...],
