@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,8 +27,10 @@ from wsi_idc.runtime.prefetch import rebatch
 logger = logging.getLogger(__name__)
 
 SubmitMap = Callable[[str, Callable[[], PatientMap]], None]
-# A small map waits for the disk for most of the time, so the writers are more than the cores need.
+# On a slow disk, a small map waits for fsync for most of the time, so there are several writers.
 _NUM_WRITERS = 4
+# h5py has one lock for all threads. Threads that compete for it at each call take twice as long.
+_hdf5_lock = threading.Lock()
 # Maximum time to wait for another process that is writing the same map file.
 LOCK_TIMEOUT_SECONDS = 60.0
 # Other tools use a magnification instead of mpp: magnification = 10 / mpp.
@@ -62,7 +65,7 @@ class _MapFile(io.FileIO):
 @contextmanager
 def atomic_hdf5(path: Path) -> Iterator[h5py.File]:
     """Context manager: write an HDF5 file in one atomic step; at the end, ``complete`` is 1."""
-    with atomic_write(path) as partial, _MapFile(partial, "w+") as raw:
+    with atomic_write(path) as partial, _hdf5_lock, _MapFile(partial, "w+") as raw:
         try:
             with h5py.File(raw, "w") as file:
                 yield file
