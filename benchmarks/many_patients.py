@@ -37,7 +37,7 @@ def measure(folder: Path, num_patients: int, *, per_patient: int) -> list[float]
 def main() -> None:
     """Print a row for each number of patients."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--patients", default="250,500,1000", help="Separated by commas.")
+    parser.add_argument("--patients", default="250,500", help="Separated by commas.")
     parser.add_argument("--per-patient", type=int, default=4, help="Patches of a patient.")
     arguments = parser.parse_args()
     print(f"| patients | {' | '.join(_COMMANDS)} |")
