@@ -5,13 +5,13 @@ BIN := .venv/bin
 .PHONY: demo test coverage check docs clean
 
 # An empty stamp file says which extras .venv holds, so that a changed setup.cfg installs again.
-.venv/demo.stamp: setup.cfg pyproject.toml
+.venv/demo.stamp: setup.cfg setup.py pyproject.toml
 	@echo "installing into .venv; the first time takes some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	touch $@
 
-.venv/dev.stamp: setup.cfg pyproject.toml
+.venv/dev.stamp: setup.cfg setup.py pyproject.toml
 	@echo "installing into .venv; the first time takes some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'

@@ -51,8 +51,8 @@ def check_imagenet(arch: Architecture) -> None:
     if not file.exists():
         raise CheckpointError(
             f"ImageNet weights of {arch.name} are not on this machine ({file}); run "
-            f"`wsi-idc fetch-weights {arch.name}` on a machine with internet access, or train with "
-            "--weights none"
+            f"`wsi-idc fetch-weights {arch.name}` on a machine with internet access, or give "
+            "other --weights"
         )
 
 

@@ -258,5 +258,5 @@ def _hub_error(name: str, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"the files of {name} are not on this machine (folder {HF_HUB_CACHE}); run `wsi-idc "
         f"fetch-weights {name}` on a machine with internet access"
-        + (", or train with --weights none" if name.startswith(TIMM) else "")
+        + (", or give other --weights" if name.startswith(TIMM) else "")
     )
