@@ -229,7 +229,7 @@ def _examples() -> list[tuple[str, str]]:
 @pytest.mark.parametrize("code", [pytest.param(code, id=name) for name, code in _examples()])
 def test_the_examples_in_python_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "maps").mkdir()
-    write_map(tmp_path / "maps/8864.h5", small_map(patient="8864"))
+    write_map(tmp_path / "maps/10253.h5", small_map(patient="10253"))
     if "scan.tif" in code:
         write_slide(tmp_path / "scan.tif", {(0, 0): 1}, rows=1, cols=1)
     if "data/idc.h5" in code:

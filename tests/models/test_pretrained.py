@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
+from wsi_idc.models.checkpoint_files import bundled_checkpoint, find_weights
 from wsi_idc.models.pretrained import (
     cached_imagenet,
     fetch_imagenet,
@@ -140,6 +141,14 @@ def test_a_state_dict_sets_all_but_the_head(tmp_path: Path, wrap: Any):
     before = copy.deepcopy(network.state_dict())
     assert load_weights_file(network, arch, tmp_path / "weights.pth") is None
     assert_all_but_the_head_set(network, weights, before, arch.head)
+
+
+def test_bundled_names_the_bundled_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_weights(Path("bundled")) == bundled_checkpoint()
+    (tmp_path / "bundled").mkdir()
+    (tmp_path / "bundled" / "best.pt").touch()
+    assert find_weights(Path("bundled")) == Path("bundled/best.pt")
 
 
 def test_a_folder_has_a_file_of_weights(tmp_path: Path):

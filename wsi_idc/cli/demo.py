@@ -16,8 +16,8 @@ from wsi_idc.core.text import count_patches
 def demo(out: Path, seed: int) -> None:
     """Run every step on synthetic tissue.
 
-    The steps are: draw, prepare, train, eval, map, render, report. They take one or two minutes on
-    two cores. After a stop, the same command continues with the remaining steps.
+    The steps are: draw, prepare, train, eval, map, render, report. They take half a minute on two
+    free cores. After a stop, the same command continues with the remaining steps.
 
     \b
     Example:

@@ -56,7 +56,7 @@ def report(
     \b
     Examples:
       wsi-idc report
-      wsi-idc report maps/10253.h5 maps/8864.h5 --out two
+      wsi-idc report maps/10253.h5 maps/10253.h5 --out two
     """
     paths = find_maps(maps)
     from wsi_idc.report.report import build_report

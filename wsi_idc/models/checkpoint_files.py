@@ -23,9 +23,13 @@ def bundled_checkpoint() -> Path:
 def find_weights(path: Path) -> Path:
     """Return the file of weights in a folder; return ``path`` if it is not a folder.
 
+    The path "bundled" means the bundled checkpoint, unless it exists.
+
     Raises:
         CheckpointError: The folder has no file of weights.
     """
+    if path == Path(BUNDLED) and not path.exists():
+        return bundled_checkpoint()
     if not path.is_dir():
         return path
     files = [path / name for name in _IN_FOLDER if (path / name).is_file()]

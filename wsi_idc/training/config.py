@@ -70,8 +70,8 @@ class TrainConfig:
     )
     weights: str = _option(
         "auto",
-        "Initial weights: imagenet (the published weights of the model), none, a file (.pt, "
-        ".safetensors), or a folder with model.safetensors or pytorch_model.bin. auto: "
+        "Initial weights: imagenet (the published weights of the model), none, bundled, a file "
+        "(.pt, .safetensors), or a folder with model.safetensors or pytorch_model.bin. auto: "
         "imagenet if the model has published weights, else none.",
     )
     input_size: int = _option(
