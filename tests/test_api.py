@@ -109,9 +109,11 @@ def test_only_the_middle_of_overlapping_patches_is_read(tmp_path: Path):
 
 def test_the_table_of_a_map(tmp_path: Path):
     flags = {"flags": np.array([0, 1, 2, 3, 0], np.uint8), "flag_bits": {"blur": 1, "pen": 2}}
-    table = open_one(write_hand_map(tmp_path, **flags)).to_dataframe()
-    columns = ["row", "col", "x", "y", "probability", "label"]
-    assert list(table) == [*columns, "flag_blur", "flag_pen", "cam_mean", "cam_max", "flags"]
+    made = write_hand_map(tmp_path, provenance={"data": "data/idc.h5"}, **flags)
+    table = open_one(made).to_dataframe()
+    columns = ["row", "col", "x", "y", "probability", "label", "flag_blur", "flag_pen"]
+    assert list(table) == [*columns, "cam_mean", "cam_max", "flags", "source_file"]
+    assert set(table["source_file"]) == {"idc.h5"}
     assert list(zip(table["row"], table["col"], strict=True)) == list(ROW_COL)
     assert table["x"].tolist() == [50, 100, 150, 50, 150]
     assert table["y"].tolist() == [0, 50, 50, 100, 150]

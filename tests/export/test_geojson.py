@@ -30,6 +30,14 @@ def features_of(patient_map: PatientMap, path: Path, **options: object) -> tuple
     return collection["features"][:num], collection["features"][num:]
 
 
+def test_file_names_the_source_of_the_coordinates(tmp_path: Path):
+    patient_map = on_slide(small_map([[0, 0]], [0.5]), 0.5)
+    write_geojson(patient_map, tmp_path / "P1.geojson")
+    collection = json.loads((tmp_path / "P1.geojson").read_text())
+    assert list(collection) == ["type", "source_file", "features"]
+    assert collection["source_file"] == patient_map.slide.name
+
+
 def test_tile_has_the_numbers_of_its_patch(tmp_path: Path):
     (first, second), _ = features_of(measured_map(), tmp_path / "P1.geojson")
     assert first["type"] == "Feature"

@@ -42,6 +42,7 @@ def test_row_has_the_values_of_the_map():
         novelty_limit=0.75,
         flags=flags,
         flag_bits=FLAGS,
+        provenance={"data": "data/idc.h5"},
     )
     row = cohort_row(patient_map, threshold=0.5)
     assert row == {
@@ -73,6 +74,7 @@ def test_row_has_the_values_of_the_map():
         "flagged": 2,
         **{f"flagged_{name}": {"blur": 2, "pen": 1}.get(name, 0) for name in FLAGS},
         "excluded_flags": "",
+        "source_file": "idc.h5",
     }
     row = cohort_row(replace(patient_map, exclude_flagged=True), threshold=0.5)
     assert row["excluded_flags"] == " ".join(FLAGS)

@@ -65,12 +65,5 @@ def write_csv(patient_map: PatientMap, out: Path) -> None:
     )
     row_col = pd.DataFrame(patient_map.row_col, columns=["row", "col"])
     table = pd.concat([corners, numbers.iloc[:, :2], row_col, numbers.iloc[:, 2:]], axis=1)
-    table["source_file"] = _source_file(patient_map)
+    table["source_file"] = patient_map.source_file
     write_bytes(out, csv_text(table, float_format="%.7g").encode())
-
-
-def _source_file(patient_map: PatientMap) -> str:
-    """Return the name of the slide file, or of the pack; "" if the map does not record it."""
-    if patient_map.slide is not None:
-        return patient_map.slide.name
-    return Path(str(patient_map.provenance.get("data", ""))).name

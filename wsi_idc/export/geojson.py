@@ -41,7 +41,8 @@ def write_geojson(
 
     A tile that is partly outside the slide is cut at the edge of the slide. A tile that is
     completely outside keeps its full size. A region with such a tile is not cut; all other regions
-    are cut at the edge of the slide.
+    are cut at the edge of the slide. ``source_file`` beside the features is the name of the slide
+    or pack that the coordinates refer to; QuPath ignores it.
 
     Args:
         patient_map: The map.
@@ -60,7 +61,9 @@ def write_geojson(
         if out.suffix == ".gz":
             # The gzip header has no name and no time, so that the same map gives the same bytes.
             file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0))
-        file.write(b'{"type": "FeatureCollection", "features": [')
+        source_file = json.dumps(patient_map.source_file)
+        head = f'{{"type": "FeatureCollection", "source_file": {source_file}, "features": ['
+        file.write(head.encode())
         separator = b"\n"
         # Make one feature at a time: all features need many times the memory of the map.
         tiles = _tiles(patient_map, transform, threshold)

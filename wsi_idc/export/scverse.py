@@ -31,8 +31,9 @@ def to_dataframe(patient_map: PatientMap) -> pd.DataFrame:
     """Return a table with one row for each patch of a map.
 
     Each table has the columns ``row``, ``col``, ``x``, ``y`` (top left corner in level-0 px),
-    ``probability`` and ``label`` (-1 if unknown). The columns ``uncertainty``, ``unsmoothed``,
-    ``smoothed``, ``novelty``, ``cam_mean`` and ``cam_max`` are present if the map has these values.
+    ``probability``, ``label`` (-1 if unknown) and ``source_file`` (name of the slide or pack). The
+    columns ``uncertainty``, ``unsmoothed``, ``smoothed``, ``novelty``, ``cam_mean`` and ``cam_max``
+    are present if the map has these values.
     With quality flags, ``flags`` has the bits of all flags, and ``flag_NAME`` is a column of bool.
     With a slide, ``tissue`` is the fraction of the patch in the tissue mask.
     """
@@ -54,7 +55,7 @@ def to_dataframe(patient_map: PatientMap) -> pd.DataFrame:
         )
         boxes = corners / ((slide.width, slide.height) * 2)
         columns["tissue"] = tissue_fraction(slide.tissue, boxes).astype(np.float32)
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns).assign(source_file=patient_map.source_file)
 
 
 def to_anndata(maps: Mapping[str, PatientMap]) -> "AnnData":

@@ -55,12 +55,14 @@ _TYPES: dict[str, Any] = {
     **dict.fromkeys(("mean_novelty", "novel_fraction"), np.float64),
     "caution": str,
     **dict.fromkeys(("flagged", *_FLAG_COLUMNS), np.float64),
-    "excluded_flags": str,
+    **dict.fromkeys(("excluded_flags", "source_file"), str),
 }
 COLUMNS = tuple(_TYPES)
 # Names and types of the columns of the table of patients.
 PATIENT_TYPES: dict[str, Any] = {"patient": str, "slides": np.int64} | {
-    name: _TYPES[name] for name in COLUMNS if name not in ("patient", "map", "source", "slide")
+    name: _TYPES[name]
+    for name in COLUMNS
+    if name not in ("patient", "map", "source", "source_file", "slide")
 }
 PATIENT_COLUMNS = tuple(PATIENT_TYPES)
 # Label and probability of the patches of a map with a known label.
@@ -251,6 +253,7 @@ def cohort_row(patient_map: PatientMap, *, threshold: float) -> dict[str, Any]:
         "caution": patient_map.caution,
         **_flag_counts(patient_map),
         "excluded_flags": " ".join(patient_map.flag_bits) if patient_map.exclude_flagged else "",
+        "source_file": patient_map.source_file,
     }
 
 

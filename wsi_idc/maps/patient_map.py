@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,6 +77,13 @@ class PatientPatches:
     def map_name(self) -> str:
         """Name of the map: PATIENT, or PATIENT/SLIDE if the patient has several slides."""
         return f"{self.patient}/{self.slide_name}" if self.slide_name else self.patient
+
+    @property
+    def source_file(self) -> str:
+        """Name of the slide file, or of the pack; empty if the map does not record the name."""
+        if self.slide is not None:
+            return self.slide.name
+        return Path(str(self.provenance.get("data", ""))).name
 
     @property
     def shape(self) -> tuple[int, int]:
