@@ -46,7 +46,7 @@ def test_a_temperature_that_increases_the_ece_is_set_to_1(caplog: pytest.LogCapt
     with caplog.at_level("INFO", logger="wsi_idc"):
         calibration = calibrate(pairs(odds), label, np.zeros(110), cells, patch_um=200.0)
     assert calibration.temperature == 1.0
-    (line,) = [text for text in caplog.messages if text.startswith("temperature")]
+    (line,) = [text for text in caplog.messages if text.startswith("temperature: ")]
     numbers = [float(text) for text in re.findall(r"\d+\.\d{3}", line)]
     fitted, before, after = numbers
     assert fitted == pytest.approx(fit_temperature(pairs(odds), label), abs=0.0005)
@@ -117,6 +117,24 @@ def test_a_target_sensitivity_may_miss_its_exact_number_of_patches():
     probability = np.arange(1, 11) / 11  # a tenth of 10 is 0.9999999999999998
     threshold = sensitivity_threshold(np.ones(10, int), probability, target=0.9)
     assert (probability < threshold).sum() == 1
+
+
+def test_a_temperature_of_the_gaussian_that_increases_the_ece_is_set_to_1(
+    caplog: pytest.LogCaptureFixture,
+):
+    # Every slide has one patch, so that the Gaussian filter changes nothing.
+    odds = np.repeat([np.log(9), 6.0], [100, 10])
+    label = np.repeat([1, 0, 0], [90, 10, 10])
+    cells = np.zeros((110, 2), np.int32)
+    with caplog.at_level("INFO", logger="wsi_idc"):
+        calibration = calibrate(pairs(odds), label, np.arange(110), cells, patch_um=200.0)
+    assert calibration.smoothing.temperature == 1.0
+    assert [text.split(",")[0] for text in caplog.messages if text.startswith("temperature")] == [
+        "temperature: 1",
+        "temperature of the Gaussian: 1",
+    ]
+    probability = idc_probability(pairs(odds), temperature=1.0)
+    assert calibration.smoothing.threshold == best_f1_threshold(label, probability)
 
 
 def test_noise_over_regions_is_smoothed_and_noise_over_noise_is_not():

@@ -126,7 +126,9 @@ def _fit_gaussian(
     optimum = minimize_scalar(loss, bounds=(0, _MAX_SIGMA_CELLS), options={"xatol": 0.01})
     sigma_um = float(optimum.x) * patch_um
     smoothed_odds = smoothed(sigma_um)
-    temperature = fit_temperature(_as_logits(smoothed_odds), label)
+    temperature = choose_temperature(
+        _as_logits(smoothed_odds), label, name="temperature of the Gaussian"
+    )
     probability = expit(smoothed_odds / temperature).astype(np.float32)
     return Smoothing(sigma_um, temperature, choose(label, probability))
 
@@ -136,8 +138,12 @@ def _as_logits(odds: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.stack([np.zeros_like(odds), odds], axis=1)
 
 
-def choose_temperature(logit: NDArray[np.floating], label: NDArray[np.integer]) -> float:
+def choose_temperature(
+    logit: NDArray[np.floating], label: NDArray[np.integer], *, name: str = "temperature"
+) -> float:
     """Return the fitted temperature, or 1 if the fitted temperature increases the ECE.
+
+    ``name`` is the name of the temperature in the log.
 
     The fit minimizes the cross-entropy. A few confident errors can dominate the cross-entropy, and
     then the ECE of all other patches increases.
@@ -147,9 +153,8 @@ def choose_temperature(logit: NDArray[np.floating], label: NDArray[np.integer]) 
     if after <= before + _ECE_MARGIN:
         return fitted
     logger.info(
-        "temperature: 1, because the fitted temperature %.3f increases the ECE on val from %.3f "
-        "to %.3f",
-        *(fitted, before, after),
+        "%s: 1, because the fitted temperature %.3f increases the ECE on val from %.3f to %.3f",
+        *(name, fitted, before, after),
     )
     return 1.0
 
