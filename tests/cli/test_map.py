@@ -138,7 +138,7 @@ def test_flags_are_counted_and_missing_flags_are_named(work: Path, command: RunC
     # The option is a setting of the map: an existing map is not changed without --overwrite.
     result = command(*options, "--exclude-flagged")
     assert result.code == 1
-    assert "was made with another exclude_flagged" in result.err
+    assert "was made with another exclusion of flagged patches; --overwrite" in result.err
     assert command(*options, "--exclude-flagged", "--overwrite").code == 0
     assert read_map(work / "maps" / "S0001.h5").exclude_flagged
     assert "left out of areas and regions" in command("info", "maps/S0001.h5").out

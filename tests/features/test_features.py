@@ -99,7 +99,8 @@ def test_a_file_is_kept_until_its_settings_change(extraction: FeatureExtraction,
     assert replace(extraction, with_pt=True).run(source).made == {name: path}
     other = replace(extraction.encoder, fingerprint="other")
     changed = replace(extraction, encoder=other)
-    reason = f"{path} was made with another encoder; --overwrite replaces it, another --out"
+    old = extraction.encoder.fingerprint[:12]
+    reason = f"{path} was made with another encoder ({old}, not other); --overwrite replaces it"
     assert changed.run(source).failed[name].startswith(reason)
     assert replace(changed, overwrite=True).run(source).made == {name: path}
     assert read_identity(path)["encoder"] == "other"

@@ -27,7 +27,7 @@ from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.from_slides import SlideSource
-from wsi_idc.maps.map_reader import read_map
+from wsi_idc.maps.map_reader import read_map, read_provenance
 from wsi_idc.maps.map_writer import MapReport
 from wsi_idc.models.cam import CamSpec, cam_extractor
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -156,10 +156,16 @@ def test_other_checkpoint_setting_or_resolution_needs_overwrite(
     pack = Pack(cohort.path)
     pack.info = replace(cohort.info, mpp_source="given")
     changed = {"checkpoint": other, "with_image": False, "pack": pack}
+    old = read_provenance(out / f"{patient}.h5")["identity"]["checkpoint"][:12]
+    words = {
+        "checkpoint": f"model ({old}, not {other.fingerprint[:12]})",
+        "with_image": "picture of the tissue (on, not off)",
+        "pack": f"source of the mpp ({cohort.info.mpp_source}, not given)",
+    }
     for name, value in changed.items():
         report = build(out, patient, **{name: value})
-        key = {"with_image": "image", "pack": "mpp_source"}.get(name, name)
-        reason = f"was made with another {key}; --overwrite replaces it, another --out keeps both"
+        reason = f"was made with another {words[name]}; --overwrite replaces it, "
+        reason += "another --out keeps both"
         assert report.failed == {patient: f"{out / patient}.h5 {reason}"}
         assert not report.made
     assert (out / f"{patient}.h5").read_bytes() == before

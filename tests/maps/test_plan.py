@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.small_maps import write_hand_map
+from wsi_idc import __version__
 from wsi_idc.core.errors import CheckpointError, DataError
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predictor import Predictor
@@ -12,7 +14,7 @@ from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.from_slides import SlideSource
 from wsi_idc.maps.map_reader import map_path
-from wsi_idc.maps.plan import parse_shard, shard, sizes_of_slides
+from wsi_idc.maps.plan import DONE, map_state, parse_shard, shard, sizes_of_slides
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import select_device
@@ -84,3 +86,37 @@ def test_size_of_a_slide_is_that_of_all_its_files(tmp_path: Path):
     names = ("m.mrxs", "a.svs", "none.svs")
     rows = rows_from_files([tmp_path / name for name in names])
     assert sizes_of_slides(rows) == {"m": 510, "a": 30, "none": 0}
+
+
+KEY = {"checkpoint": "a" * 64, "precision": "bf16", "smooth": True, "cam": {"method": "gradcam"}}
+PRECISION = "precision (fp32, not bf16)"
+
+
+@pytest.mark.parametrize(
+    ("old", "version", "words"),
+    [
+        ({"precision": "fp32"}, __version__, f"{PRECISION}; --precision fp32 keeps it, "),
+        ({"precision": "fp32"}, "0.0.9", f"{PRECISION}, by wsi-idc 0.0.9; --precision fp32 keeps"),
+        (
+            {"precision": "fp32", "smooth": False},
+            __version__,
+            f"{PRECISION}, smoothing (off, not on); --precision fp32 --no-smooth keeps it, ",
+        ),
+        (
+            {"precision": "fp32", "checkpoint": "b" * 64},
+            __version__,
+            f"model (bbbbbbbbbbbb, not aaaaaaaaaaaa), {PRECISION}; --overwrite",
+        ),
+        ({"cam": None, "precision": "?"}, __version__, "CAM, precision (?, not bf16); --overwrite"),
+        ({"tissue_threshold": 0.1}, __version__, "tissue threshold; --overwrite"),
+    ],
+)
+def test_a_map_with_other_settings_states_the_differences(
+    tmp_path: Path, old: dict, version: str, words: str
+):
+    provenance = {"identity": KEY | old, "version": version, "data": "idc.h5"}
+    path = write_hand_map(tmp_path, provenance=provenance)
+    state = map_state(tmp_path, "P1", KEY, data="idc.h5", overwrite=False)
+    assert state.startswith(f"{path} was made with another {words}")
+    assert state.endswith("--overwrite replaces it, another --out keeps both")
+    assert map_state(tmp_path, "P1", KEY | old, data="idc.h5", overwrite=False) == DONE

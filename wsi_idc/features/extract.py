@@ -27,6 +27,7 @@ from wsi_idc.maps.from_slides import SlideSource
 from wsi_idc.maps.map_reader import map_path
 from wsi_idc.maps.map_writer import LOCK_TIMEOUT_SECONDS
 from wsi_idc.maps.patient_map import PatientPatches
+from wsi_idc.maps.plan import describe_changes
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
 from wsi_idc.slides.manifest import ManifestRow
@@ -183,11 +184,10 @@ class FeatureExtraction:
         old = read_identity(path)
         if old is None:
             return True
-        changed = [k for k in sorted({*old, *identity}) if old.get(k) != identity.get(k)]
-        if changed:
+        if changes := describe_changes(old, identity):
             raise MapError(
-                f"{path} was made with another {', '.join(changed)}; --overwrite replaces it, "
-                "another --out keeps both"
+                f"{path} was made with another {changes}; --overwrite replaces it, another --out "
+                "keeps both"
             )
         if self.with_pt and not pt_path(self.out, name).exists():
             return True

@@ -7,12 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsi_idc import __version__
+from wsi_idc.core.constants import SHORT_SHA
 from wsi_idc.core.errors import DataError, MapError
 from wsi_idc.data.pack import Pack
 from wsi_idc.maps.map_reader import has_patient_format, map_path, read_provenance
 from wsi_idc.slides.manifest import ManifestRow
 
 TO_DO, DONE = "to do", "done"
+# Words for the keys of ``MapBuilder.cache_key``; other keys are words already.
+_WORDS = {
+    "checkpoint": "model",
+    "tta": "test-time augmentation",
+    "smooth": "smoothing",
+    "image": "picture of the tissue",
+    "cam": "CAM",
+    "format_version": "file format",
+    "exclude_flagged": "exclusion of flagged patches",
+    "slide_mpp": "mpp of the slide",
+    "mpp_source": "source of the mpp",
+    "min_tissue": "minimum of tissue",
+    "min_piece_mm2": "smallest piece of tissue",
+    "min_hole_mm2": "smallest hole in the tissue",
+}
+_PRECISIONS = ("fp32", "bf16", "fp16")
+_MAX_VALUE_LENGTH = 60  # a file may have any text
 _MAX_SHARDS = 100_000
 _SHARD = re.compile("([0-9]{1,6})/([0-9]{1,6})")
 
@@ -84,12 +103,58 @@ def map_state(
     old_key = old_key if isinstance(old_key, dict) else {}
     if old_key == cache_key:
         return DONE
-    keys = sorted({*old_key, *cache_key}, key=str)
-    changed = [str(key) for key in keys if old_key.get(key) != cache_key.get(key)]
-    made = f"was made with another {', '.join(changed)}"
-    if "data" in changed and record.get("data", data) != data:
-        made += f" ({record['data']}, not {data})"
-    return f"{path} {made}; --overwrite replaces it, another --out keeps both"
+    old_data = record.get("data", data)
+    files = {} if old_data == data else {"data": f" ({old_data}, not {data})"}
+    made = describe_changes(old_key, cache_key, known=files)
+    if (version := record.get("version", __version__)) != __version__:
+        made += f", by wsi-idc {version}"
+    remedies = "--overwrite replaces it, another --out keeps both"
+    if options := _keeping_options(old_key, cache_key):
+        remedies = f"{options} keeps it, {remedies}"
+    return f"{path} was made with another {made}; {remedies}"
+
+
+def describe_changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], *, known: Mapping[str, str] | None = None
+) -> str:
+    """Describe the different values of two cache keys, such as "smoothing (off, not on)".
+
+    Args:
+        old: Cache key of an existing file.
+        new: Cache key of the file to be made.
+        known: Descriptions of the values of some keys, such as " (a.h5, not b.h5)".
+    """
+    texts = []
+    for key in _changed(old, new):
+        values = [_value_text(key, values.get(key)) for values in (old, new)]
+        text = " ({}, not {})".format(*values) if all(values) else ""
+        texts.append(_WORDS.get(key, key.replace("_", " ")) + (known or {}).get(key, text))
+    return ", ".join(texts)
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return sorted(str(key) for key in {*old, *new} if old.get(key) != new.get(key))
+
+
+def _value_text(key: str, value: Any) -> str:
+    """Return a value of a cache key as text; empty if the value means nothing to a user."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if key in ("checkpoint", "encoder") and isinstance(value, str):
+        return value[:SHORT_SHA]
+    is_text = isinstance(value, str) and key not in ("data", "mask")  # these are hash values
+    return str(value)[:_MAX_VALUE_LENGTH] if is_text or isinstance(value, int | float) else ""
+
+
+def _keeping_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return the options with which an existing map is up to date; empty if there are none."""
+    precision, smooth, changed = old.get("precision"), old.get("smooth"), _changed(old, new)
+    options = {}
+    if precision in _PRECISIONS:
+        options["precision"] = f"--precision {precision}"
+    if isinstance(smooth, bool):
+        options["smooth"] = "--smooth" if smooth else "--no-smooth"
+    return " ".join(options[key] for key in changed) if options.keys() >= set(changed) else ""
 
 
 def sizes_of_patients(pack: Pack, patients: Sequence[str]) -> dict[str, int]:
