@@ -8,8 +8,9 @@ import h5py
 import numpy as np
 
 from tests.small_maps import big_map, small_map
+from wsi_idc.core.hdf5 import OutputFile
 from wsi_idc.maps.disk_array import DiskArray
-from wsi_idc.maps.map_writer import _MapFile, image_bytes, write_map
+from wsi_idc.maps.map_writer import image_bytes, write_map
 
 
 def on_disk(values: np.ndarray, folder: Path) -> DiskArray:
@@ -57,7 +58,7 @@ def test_the_file_operations_of_a_map_are_few(tmp_path: Path, monkeypatch):
 
         monkeypatch.setattr(owner, name, counting)
 
-    for owner, name in ((os, "fsync"), (Path, "replace"), (_MapFile, "write")):
+    for owner, name in ((os, "fsync"), (Path, "replace"), (OutputFile, "write")):
         count(owner, name)
     write_map(tmp_path / "small.h5", small_map(np.array([[0, 0], [0, 1]])))
     assert counts == {"fsync": 2, "replace": 1, "write": counts["write"]}

@@ -1,13 +1,17 @@
-"""Safe reading of HDF5 files: packs, maps and cohort files may be damaged or forged.
+"""Safe reading and creation of HDF5 files.
+
+Packs, maps and cohort files may be damaged or forged, and a disk may be full.
 
 ``open_hdf5`` opens a file. Each dataset is compared with a ``DatasetSpec`` before its values are
 read. Therefore a damaged file cannot make libhdf5 hang, allocate too much memory, or read another
 file. A failed check raises ``ValueError``. ``UNREADABLE`` lists all possible errors.
 """
 
+import io
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +67,46 @@ def open_hdf5(path: Path) -> h5py.File:
     _check_heaps(path)
     # Open without an HDF5 lock, because many network disks do not support locks.
     return h5py.File(path, "r", locking=False)
+
+
+class OutputFile(io.FileIO):
+    """File that HDF5 writes to. Errors are stored, not raised: an exception may crash HDF5."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all bytes; after an error, write nothing."""
+        rest = memoryview(data)
+        try:
+            while rest and self.error is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size of the file."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return 0
+
+
+@contextmanager
+def create_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Context manager: create an HDF5 file.
+
+    Raises:
+        OSError: The disk is full, or another error of the disk; raised at the end of the block.
+    """
+    with OutputFile(path, "w+") as raw:
+        try:
+            with h5py.File(raw, "w") as file:
+                yield file
+        finally:
+            if raw.error is not None:
+                raise raw.error from None
 
 
 def read_format(path: Path) -> str:

@@ -115,7 +115,7 @@ def open_feature_cache(
 
 
 def _create(path: Path, key: str, num_rows: int, lengths: Mapping[str, int]) -> None:
-    with atomic_write(path) as partial, h5py.File(partial, "w", locking=False) as file:
+    with atomic_write(path) as partial, hdf5.create_hdf5(partial) as file:
         file.attrs.update({"format": FORMAT, "key": key})
         for name, length in lengths.items():
             if name == _IS_DONE:

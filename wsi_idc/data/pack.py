@@ -366,7 +366,7 @@ def write_pack(
     version = SLIDES_VERSION if slides else FORMAT_VERSION
     attributes |= {"format_version": version, "provenance": provenance, "complete": 1}
     with atomic_write(path) as partial:
-        with h5py.File(partial, "w", locking=False) as file:
+        with hdf5.create_hdf5(partial) as file:
             text = h5py.string_dtype()
             file["patients"] = np.array(patients, dtype=text)
             file["patient"] = codes.astype(np.int32)

@@ -1,6 +1,5 @@
 """Write map files (HDF5) in threads, and report the result for each map."""
 
-import io
 import json
 import logging
 import threading
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_idc.core.errors import DiskFullError, WsiIdcError
 from wsi_idc.core.files import atomic_write
+from wsi_idc.core.hdf5 import create_hdf5
 from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.geometry.grid import cell_centers_um, mosaic, scatter_to_grid
 from wsi_idc.maps.map_reader import FORMAT, FORMAT_VERSION, map_path
@@ -40,39 +40,12 @@ _BLOCK_BYTES = 2**24  # bytes of CAMs that are copied at a time
 _CELLS_PER_CHUNK = 8  # a chunk of the picture has up to 8 cells of a grid row
 
 
-class _MapFile(io.FileIO):
-    """File that HDF5 writes to. Errors are stored, not raised: an exception may crash HDF5."""
-
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        rest = memoryview(data)
-        try:
-            while rest and self.error is None:
-                rest = rest[super().write(rest) :]
-        except OSError as error:
-            self.error = error
-        return len(data)
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return 0
-
-
 @contextmanager
 def atomic_hdf5(path: Path) -> Iterator[h5py.File]:
     """Context manager: write an HDF5 file in one atomic step; at the end, ``complete`` is 1."""
-    with atomic_write(path) as partial, _hdf5_lock, _MapFile(partial, "w+") as raw:
-        try:
-            with h5py.File(raw, "w") as file:
-                yield file
-                file.attrs["complete"] = 1
-        finally:
-            if raw.error is not None:
-                raise raw.error from None
+    with atomic_write(path) as partial, _hdf5_lock, create_hdf5(partial) as file:
+        yield file
+        file.attrs["complete"] = 1
 
 
 def write_map(path: Path, patient_map: PatientMap) -> None:
