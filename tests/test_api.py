@@ -267,6 +267,7 @@ def test_errors_are_one_clear_line(tmp_path: Path):
         "no such file; make one with wsi-idc prepare": lambda: wsi_idc.open_pack("lost.h5"),
         "has no picture": no_picture.read_patches,
         "view 'heatmap' is not one of panels, ": lambda: no_picture.plot("heatmap"),
+        "dpi must be from 30 to 1200, not 0": lambda: no_picture.plot("overlay", dpi=0),
         "has no CAM": lambda: no_picture.plot("cam"),
         "lost: no such file; give a finished run": lambda: wsi_idc.predict([], checkpoint="lost"),
     }

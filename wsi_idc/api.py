@@ -43,6 +43,7 @@ __all__ = ["Map", "PatientMaps", "map_slides", "open_map", "open_pack", "predict
 
 PathLike = str | os.PathLike[str]
 _PLOT_DPI = 150
+_DPI_RANGE = (30, 1200)  # as in wsi-idc render
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _lock = threading.RLock()
 
@@ -123,13 +124,14 @@ class Map(PatientMap):
                 "side-by-side".
             threshold: Lowest probability at which a patch is called IDC; None means the threshold
                 of the map.
-            dpi: Resolution of the figure.
+            dpi: Resolution of the figure, from 30 to 1200.
 
         Returns:
             Figure; ``figure.savefig("map.png")`` saves it.
 
         Raises:
-            MapError: The view is unknown, or the map has no data for this view.
+            MapError: The view is unknown, the map has no data for this view, or ``dpi`` is out of
+                range.
         """
         from wsi_idc.render.render import figure_of
 
@@ -197,14 +199,14 @@ class PatientMaps:
             view: View of ``wsi-idc render`` with one panel: "overlay", "contours" or "cam".
             threshold: Lowest probability at which a patch is called IDC; None means the threshold
                 of each map.
-            dpi: Resolution of the figure.
+            dpi: Resolution of the figure, from 30 to 1200.
 
         Returns:
             Figure; ``figure.savefig("patient.png")`` saves it.
 
         Raises:
-            MapError: The view is unknown or has several panels, a map has no data for it, or the
-                patient has too many slides for one page.
+            MapError: The view is unknown or has several panels, a map has no data for it, the
+                patient has too many slides for one page, or ``dpi`` is out of range.
         """
         from wsi_idc.render.render import figure_of_slides
 
@@ -461,6 +463,8 @@ def _draw(draw: Callable[..., "Figure"], view: str, threshold: float | None, dpi
 
     if view not in VIEWS:
         raise MapError(f"view {view!r} is not one of {', '.join(VIEWS)}")
+    if not _DPI_RANGE[0] <= dpi <= _DPI_RANGE[1]:
+        raise MapError("dpi must be from {} to {}, not {}".format(*_DPI_RANGE, dpi))
     with page_style(), rc_context({"figure.dpi": dpi}):
         figure = draw(view=view, threshold=threshold, dpi=dpi)
     # Notebooks show figures only after an import of pyplot, which this package avoids.
