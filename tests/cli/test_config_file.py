@@ -55,6 +55,11 @@ def test_a_file_sets_the_options_that_the_command_line_does_not_give(
         ("overwrite = 1", "overwrite must be true or false, not 1"),
         ('model = "a\\nb"', "model must be one line of printable text"),
         ('optimizer = "lion"', "optimizer: 'lion' is not one of 'adamw', 'adam', 'sgd'."),
+        (
+            "batch-size = 8\nbatch_size = 16",
+            "batch-size and batch_size are the same option; leave out one of them",
+        ),
+        ("[train]\nweight_decay = 0\nweight-decay = 1", "weight_decay and weight-decay are the sa"),
         ("train = 3", "train must be a table: write [train]"),
         ("[[train]]\nepochs = 3", "train must be a table: write [train]"),
         ("epochs =", "not a readable TOML file"),

@@ -54,19 +54,24 @@ def _own_values(
     check_keys("the file", tables, commands)
     if name in content and name not in tables:
         raise JobError(f"{name} must be a table: write [{name}]")
-    common, own = (
-        {key.replace("-", "_"): value for key, value in part.items()}
-        for part in (
-            {key: value for key, value in content.items() if key not in tables},
-            content.get(name, {}),
-        )
-    )
+    common = _with_underscores({key: content[key] for key in content if key not in tables})
+    own = _with_underscores(content.get(name, {}))
     # A file with tables is for several commands, and not every command has every option.
     others = [key for command in commands.values() for key in _options(command)] if tables else []
     check_keys("the file", common, [*options, *others])
     check_keys(f"[{name}]", own, options)
     values = {key: value for key, value in {**common, **own}.items() if key in options}
     return {str(options[key].name): (options[key], key, value) for key, value in values.items()}
+
+
+def _with_underscores(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace "-" by "_" in the keys; raise JobError if two keys are then the same."""
+    spelling: dict[str, str] = {}
+    for key in content:
+        first = spelling.setdefault(key.replace("-", "_"), key)
+        if first != key:
+            raise JobError(f"{first} and {key} are the same option; leave out one of them")
+    return {key: content[first] for key, first in spelling.items()}
 
 
 def _options(command: click.Command) -> dict[str, click.Option]:
