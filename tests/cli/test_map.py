@@ -205,6 +205,7 @@ def test_patients_and_slides_without_an_option(work: Path, cohort: Pack, command
     ("arguments", "code", "error"),
     [
         (["map"], 2, "give patients (PATIENT"),
+        (["map", ""], 2, "the path is empty; give a file or a folder"),
         (["map", "--all", "--slide", "s.tif"], 2, "give patients (PATIENT"),
         (["map", "--all", "s.tif"], 2, "give patients (PATIENT"),
         (["map", "--all", "--stride", "25"], 2, "--stride has no effect on a pack"),

@@ -16,10 +16,22 @@ from wsi_idc.core.constants import MAX_SEED, NUM_RESAMPLES, PREDICT_BATCH_SIZE
 from wsi_idc.training.config import TrainConfig
 
 logger = logging.getLogger(__name__)
-PATH = click.Path(path_type=Path)
 CAM_CLASSES = ("non-idc", "idc")  # the index of a name is its label
 # Like ``click.option``, but the help text shows the default value.
 with_default = functools.partial(click.option, show_default=True)
+
+
+class _PathType(click.Path):
+    """Type of an option or argument: a path. An empty text is an error, not the current folder."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Convert text to a path; raise click's usage error if the text is empty."""
+        if value == "":
+            self.fail("the path is empty; give a file or a folder", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _PathType(path_type=Path)
 
 
 class Number(click.FloatRange):
