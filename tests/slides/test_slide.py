@@ -242,6 +242,22 @@ def test_file_without_permission_is_refused(tmp_path, monkeypatch):
         open_slide(path)
 
 
+def test_errors_of_a_copy_name_the_slide(tmp_path):
+    path = write_tiff(tmp_path / "S1.tif", noise(256, 256), mpp=1.0, tile=(64, 64))
+    copy = tmp_path / "fast" / "S1.tif"
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    damage(copy)
+    begin = f"{path} (read from its copy {copy}): "
+    with open_slide(path, copy=copy) as slide, pytest.raises(SlideError) as caught:
+        slide.read(0, 0, 0, width=256, height=256)
+    assert str(caught.value).startswith(f"{begin}cannot be read at x 0, y 0 of level 0")
+    copy.write_bytes(b"")
+    with pytest.raises(SlideError) as caught:
+        open_slide(path, copy=copy)
+    assert str(caught.value) == f"{begin}is empty; copy the slide again"
+
+
 def test_damaged_region_leaves_other_regions_readable(tmp_path):
     pixels = noise(256, 256)
     path = write_tiff(tmp_path / "S1.tif", pixels, mpp=1.0, tile=(64, 64))

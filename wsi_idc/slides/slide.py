@@ -2,8 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +59,17 @@ class Slide(AbstractContextManager["Slide"]):
             "hamamatsu.XOffsetFromSlideCentre"; empty if OpenSlide does not read the file.
     """
 
-    def __init__(self, path: Path, reader: SlideReader, *, mpp: float, mpp_source: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        reader: SlideReader,
+        *,
+        mpp: float,
+        mpp_source: str,
+        copy: Path | None = None,
+    ) -> None:
         self.path = path
+        self._copy = copy
         self.width, self.height = reader.sizes[0]
         self.mpp = mpp
         self.mpp_source = mpp_source
@@ -105,7 +114,8 @@ class Slide(AbstractContextManager["Slide"]):
             RGB pixels, shape (height, width, 3), uint8. The region is white outside the slide, and
             transparent px are blended with white.
         """
-        return self._reader.read(level, x, y, width=width, height=height)
+        with _errors_name_original(self.path, self._copy):
+            return self._reader.read(level, x, y, width=width, height=height)
 
     def thumbnail(self, max_side: int = 1024) -> NDArray[np.uint8]:
         """Return a small picture of the complete slide. The longer side has ``max_side`` px.
@@ -170,8 +180,21 @@ def open_slide(path: Path, *, mpp: float | None = None, copy: Path | None = None
             plausible mpp.
     """
     path = Path(path)
-    reader, mpp, mpp_source = _open_reader(path if copy is None else copy, mpp)
-    return Slide(path, reader, mpp=mpp, mpp_source=mpp_source)
+    with _errors_name_original(path, copy):
+        reader, mpp, mpp_source = _open_reader(path if copy is None else copy, mpp)
+    return Slide(path, reader, mpp=mpp, mpp_source=mpp_source, copy=copy)
+
+
+@contextmanager
+def _errors_name_original(path: Path, copy: Path | None) -> Iterator[None]:
+    """Context manager: errors about the copy of a slide file name the slide file too."""
+    try:
+        yield
+    except SlideError as error:
+        if copy is None:
+            raise
+        text = str(error).replace(str(copy), f"{path} (read from its copy {copy})", 1)
+        raise SlideError(text) from None
 
 
 def _open_reader(path: Path, mpp: float | None) -> tuple[SlideReader, float, str]:
