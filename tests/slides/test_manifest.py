@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.slides.dicoms import write_dicom
+from tests.slides.tiffs import noise
 from wsi_idc.core.errors import DataError
 from wsi_idc.slides.manifest import ManifestRow, find_slides, read_manifest, rows_from_files
 
@@ -139,6 +141,27 @@ def test_slides_of_a_folder_are_found_by_suffix(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no slides in this folder; slides are files that"):
         find_slides([tmp_path / "empty"])
+
+
+def test_other_dicom_slides_of_a_folder_are_named(tmp_path, caplog):
+    for name in ("a", "b", "c"):
+        write_dicom(tmp_path / name, noise(90, 130), noise(45, 65), mpp=0.5)
+    (tmp_path / "flat").mkdir()
+    for name in ("a", "b", "c"):
+        for path in (tmp_path / name).iterdir():
+            path.rename(tmp_path / "flat" / f"{name}{path.name}")
+        (tmp_path / name).rmdir()
+    (tmp_path / "flat/d.dcm").write_bytes(b"not of a slide")
+    assert find_slides([tmp_path]) == [tmp_path / "flat/a0.dcm"]
+    assert caplog.messages == [
+        f"{tmp_path / 'flat'} has DICOM files of 3 slides; only the slide of a0.dcm is used, not "
+        "b0.dcm, c0.dcm: give each slide a folder of its own"
+    ]
+    caplog.clear()
+    for path in tmp_path.glob("flat/[bc]*"):
+        path.unlink()
+    assert find_slides([tmp_path]) == [tmp_path / "flat/a0.dcm"]
+    assert not caplog.messages
 
 
 def test_folder_of_one_slide_is_a_slide_of_a_manifest(tmp_path):

@@ -2,7 +2,9 @@
 
 import contextlib
 import difflib
+import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +14,19 @@ from wsi_idc.core.constants import POSSIBLE_MPP
 from wsi_idc.core.csv_table import read_csv_table
 from wsi_idc.core.errors import DataError
 from wsi_idc.core.files import safe_filename
+from wsi_idc.core.text import shorten_list
+
+logger = logging.getLogger(__name__)
 
 _COLUMNS = ("slide", "patient", "mpp", "mask", "annotations")
 _ALIASES = {"wsi": "slide"}
 _DICOM = ".dcm"
+_DICOM_HEAD_BYTES = 2**16  # the attributes of the series are among the first ones of a file
+_DICOM_SLIDE = b"1.2.840.10008.5.1.4.1.1.77.1.6"  # SOP class of whole-slide images
+# StudyInstanceUID and SeriesInstanceUID; only outside nested sequences, they follow each other.
+_DICOM_SERIES = re.compile(
+    rb"\x20\x00\x0d\x00.{4}[0-9.]+\x00?\x20\x00\x0e\x00.{4}([0-9.]+)", re.DOTALL
+)
 # Suffixes of the slides that are searched for in folders: the suffixes that OpenSlide supports.
 FOLDER_SUFFIXES = (
     *(".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", _DICOM),
@@ -101,8 +112,9 @@ def read_manifest(path: Path) -> list[ManifestRow]:
 def find_slides(paths: Iterable[Path]) -> list[Path]:
     """Replace each folder by the slide files in it and its subfolders, sorted by path.
 
-    A folder of DICOM files is one slide, so only its first file is returned. PNG and JPEG files in
-    folders are left out: most are masks and thumbnails.
+    A folder of DICOM files is one slide, so only its first file is returned. If the folder has
+    other slides, they are named in the log. PNG and JPEG files in folders are left out: most are
+    masks and thumbnails.
 
     Raises:
         DataError: A folder has no slide.
@@ -117,10 +129,37 @@ def find_slides(paths: Iterable[Path]) -> list[Path]:
             )
         files += found
     # The key of a slide is the folder of a DICOM file, else the file.
-    slides: dict[Path, Path] = {}
+    slides: dict[Path, list[Path]] = {}
     for file in files:
-        slides.setdefault(file.parent if file.suffix.lower() == _DICOM else file, file)
-    return list(slides.values())
+        key = file.parent if file.suffix.lower() == _DICOM else file
+        slides.setdefault(key, []).append(file)
+    for key, parts in slides.items():
+        if others := _other_dicom_slides(parts):
+            logger.warning(
+                "%s has DICOM files of %d slides; only the slide of %s is used, not %s: give each "
+                "slide a folder of its own",
+                *(key, 1 + len(others), parts[0].name, shorten_list(p.name for p in others)),
+            )
+    return [first for first, *_ in slides.values()]
+
+
+def _other_dicom_slides(files: Sequence[Path]) -> list[Path]:
+    """Return the first file of each slide that is not the slide of ``files[0]``."""
+    if len(files) < 2:
+        return []
+    series = {_dicom_series(file): file for file in reversed(files)}
+    return sorted(file for uid, file in series.items() if uid and file != files[0])
+
+
+def _dicom_series(path: Path) -> bytes | None:
+    """Return the SeriesInstanceUID of a DICOM file; None if the file is not of a slide."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_DICOM_HEAD_BYTES)
+    except OSError:
+        return None  # opening the slide reports the error
+    match = _DICOM_SERIES.search(head) if _DICOM_SLIDE in head else None
+    return match[1] if match else None
 
 
 def _is_folder(path: Path) -> bool:
