@@ -486,6 +486,18 @@ def test_table_of_classes():
     assert target_of("", class_table("Unclassified=ignore")) == "ignore"
 
 
+def test_a_class_with_a_comma_has_quotes():
+    table = class_table('Stroma=non-IDC, "Tumor, invasive" = IDC, "In situ, low=ignore"')
+    assert table == {"stroma": "non-IDC", "tumor, invasive": "IDC", "in situ, low": "ignore"}
+    with pytest.raises(DataError, match=r"'Tumor' is not CLASS=TARGET .* with a comma needs quot"):
+        class_table("Tumor, invasive=IDC")
+    with pytest.raises(DataError, match=r"^--classes: field larger than field limit"):
+        class_table("x" * 200_000)
+    found = [Annotation("Tumor, invasive", shapely.box(0, 0, 1, 1))]
+    with pytest.raises(DataError, match=r'found "Tumor, invasive" \(1\); name all classes'):
+        check_classes(found, class_table())
+
+
 def test_default_classes_are_those_with_one_meaning():
     table = class_table()
     for name, target in [

@@ -1,5 +1,6 @@
 """Annotations of a slide: outlines with a class, in level-0 px of the complete glass."""
 
+import csv
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -275,8 +276,9 @@ def class_table(text: str | None = None) -> dict[str, str]:
 
     Args:
         text: Rows ``class=target``, separated by commas. A target is "IDC", "non-IDC", "ignore"
-            (patches there are left out) or "unannotated" (the outline has no effect). The class
-            "Unclassified" means outlines without a class. None means ``DEFAULT_CLASSES``.
+            (patches there are left out) or "unannotated" (the outline has no effect). A class with
+            a comma has quotes around it, as in a CSV file. The class "Unclassified" means outlines
+            without a class. None means ``DEFAULT_CLASSES``.
 
     Returns:
         Dict from class, in lower case, to target; ``target_of`` reads this dict.
@@ -286,17 +288,26 @@ def class_table(text: str | None = None) -> dict[str, str]:
     """
     targets = {_normalize(target): target for target in (IDC, NON_IDC, IGNORE, UNANNOTATED)}
     table: dict[str, str] = {}
-    for row in (text or DEFAULT_CLASSES).split(","):
+    for row in _split_rows(text or DEFAULT_CLASSES):
         name, equals, target = (part.strip() for part in row.rpartition("="))
         key, known = _normalize(name), targets.get(_normalize(target).replace("_", "-"))
         if not equals or not name or known is None:
             raise DataError(
                 f"--classes: {row.strip()!r} is not CLASS=TARGET with a target IDC, non-IDC, "
-                'ignore or unannotated; give, for example, "Tumor=IDC, Stroma=non-IDC"'
+                'ignore or unannotated; give, for example, "Tumor=IDC, Stroma=non-IDC"; a class '
+                "with a comma needs quotes"
             )
         if table.setdefault(key, known) != known:
             raise DataError(f"--classes: {name!r} has two targets; give one")
     return table
+
+
+def _split_rows(text: str) -> list[str]:
+    try:
+        (rows,) = csv.reader([" ".join(text.split())], skipinitialspace=True)
+    except csv.Error as error:
+        raise DataError(f"--classes: {error}") from None
+    return rows
 
 
 def _normalize(name: str) -> str:
@@ -334,7 +345,10 @@ def check_classes(
     counts = Counter(annotation.name or UNCLASSIFIED for annotation in annotations)
     missing = [name for name in counts if target_of(name, table) is None]
     if missing:
-        found = ", ".join(f"{name} ({num})" for name, num in counts.most_common())
+        found = ", ".join(
+            f'"{name}" ({num})' if "," in name else f"{name} ({num})"
+            for name, num in counts.most_common()
+        )
         place = "" if path is None else f"{path}: "
         raise DataError(
             f"{place}no target for the class {', '.join(map(repr, missing))}; found {found}; name "
