@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -124,53 +125,30 @@ def evaluate(
         DataError: No patch of these patients has a known label.
     """
     predictor.validate_input(pack)
-    members = np.isin(pack.patient_of, patients)
-    known = pack.index["label"].to_numpy() >= 0
-    if not (members & known).any():
+    rows = np.flatnonzero(np.isin(pack.patient_of, patients))
+    is_known = pack.index["label"].to_numpy()[rows] >= 0
+    if not is_known.any():
         raise DataError(f"{pack.path}: no patch of these patients has a known label")
-    rows = np.flatnonzero(members)
     raw_prediction = _predict(
         predictor, pack, rows, device_config=device_config, batch_size=batch_size
     )
-    logit = raw_prediction.logit
-    is_known = known[rows]
-    predictions = _predictions_table(predictor, pack, rows, raw_prediction)
-    predictions = predictions[is_known].reset_index(drop=True)
-    label, names = predictions["label"].to_numpy(), predictions["patient"].to_numpy()
-    known_rows = rows[is_known]
-    predictions["border_distance"] = border_distances(
-        label, pack.index["slide"].to_numpy()[known_rows], pack.cells()[known_rows]
-    )
-    ids, code = np.unique(names, return_inverse=True)
+    predictions = _known_predictions(predictor, pack, rows, raw_prediction)
+    label = predictions["label"].to_numpy()
+    ids, code = np.unique(predictions["patient"].to_numpy(), return_inverse=True)
     weights = bootstrap.resample_patients(len(ids), seed=seed, num_resamples=num_resamples)
     raw = final = compute_metrics(predictions, "probability", predictor.threshold, code, weights)
     if predictor.smoothing is not None:
         threshold = predictor.smoothing.threshold
         final = compute_metrics(predictions, "probability_smoothed", threshold, code, weights)
-    masks = {step: (predictions["border_distance"] == step).to_numpy() for step in DISTANCES}
-    by_border = {
-        step: compute_metrics(predictions[mask], final.column, final.threshold, code[mask], weights)
-        for step, mask in masks.items()
-    }
     table = patient_table(predictions, final.column, threshold=final.threshold)
-    uncalibrated = predictor.uncalibrated().aggregate(logit[is_known]).probability
+    uncalibrated = predictor.uncalibrated().aggregate(raw_prediction.logit[is_known]).probability
     ece_uncalibrated = classification.ece(label, uncalibrated)
     num_unknown = int((~is_known).sum())
-    notes = _notes(predictor, predictions, table, num_unknown)
-    if pack.slides and _is_of_other_training(predictor, pack):
-        notes.append(
-            "the model was trained on another pack; if patient ids of slides have changed since "
-            "then, slides of the training may be evaluated here"
-        )
-    if split == "test" and _is_new_data(predictor, pack):
-        notes.insert(0, "no checkpoint has a patient of these data, so all patients are evaluated")
-    elif split == "test" and not all(_has_test_patients(m, pack) for m in predictor.checkpoints):
-        notes.insert(0, "a checkpoint has no test patients, so unseen patients are evaluated")
-    if raw.metrics["ece"] > ece_uncalibrated:
-        notes.append(
-            "the temperature, fitted on val patients, does not help here: "
-            f"ECE {raw.metrics['ece']:.4f}, {ece_uncalibrated:.4f} without it"
-        )
+    notes = [
+        *_split_notes(predictor, pack, split),
+        *_notes(predictor, predictions, table, num_unknown),
+        *_doubts(predictor, pack, ece=raw.metrics["ece"], ece_uncalibrated=ece_uncalibrated),
+    ]
     num_drawn = min(num_resamples, _RESAMPLES_OF_BANDS) if len(ids) > 1 else 0
     return Evaluation(
         split=split,
@@ -180,7 +158,7 @@ def evaluate(
         final=final,
         raw=None if final is raw else raw,
         ece_uncalibrated=ece_uncalibrated,
-        by_border=by_border,
+        by_border=_by_border(predictions, final, code, weights),
         patient_summary=summary(table, weights),
         predictions=predictions,
         patients=table,
@@ -198,6 +176,20 @@ def evaluate(
         slides=_slide_table(pack, predictions, final),
         novelty=novelty_bins(predictions, final.column, final.threshold),
     )
+
+
+def _by_border(
+    predictions: pd.DataFrame,
+    final: MetricSet,
+    code: NDArray[np.integer],
+    weights: NDArray[np.integer],
+) -> dict[int, MetricSet]:
+    """Compute the metrics of the patches at each distance from the border of their label."""
+    masks = {step: (predictions["border_distance"] == step).to_numpy() for step in DISTANCES}
+    return {
+        step: compute_metrics(predictions[mask], final.column, final.threshold, code[mask], weights)
+        for step, mask in masks.items()
+    }
 
 
 def _slide_table(pack: Pack, predictions: pd.DataFrame, final: MetricSet) -> pd.DataFrame | None:
@@ -253,6 +245,22 @@ def _predictions_table(
     return table
 
 
+def _known_predictions(
+    predictor: Predictor, pack: Pack, rows: NDArray[np.int64], raw_prediction: RawPrediction
+) -> pd.DataFrame:
+    """Build the table of the patches with a known label, with the column ``border_distance``.
+
+    The arguments are those of ``_predictions_table``.
+    """
+    is_known = pack.index["label"].to_numpy()[rows] >= 0
+    table = _predictions_table(predictor, pack, rows, raw_prediction)
+    table, rows = table[is_known].reset_index(drop=True), rows[is_known]
+    table["border_distance"] = border_distances(
+        table["label"].to_numpy(), pack.index["slide"].to_numpy()[rows], pack.cells()[rows]
+    )
+    return table
+
+
 def compute_metrics(
     predictions: pd.DataFrame,
     column: str,
@@ -295,6 +303,30 @@ def _is_of_other_training(predictor: Predictor, pack: Pack) -> bool:
         and not set(pack.patients).isdisjoint(checkpoint.split)
         for checkpoint in predictor.checkpoints
     )
+
+
+def _split_notes(predictor: Predictor, pack: Pack, split: str) -> Iterator[str]:
+    """Yield a note if other patients than the test patients are evaluated."""
+    if split == "test" and _is_new_data(predictor, pack):
+        yield "no checkpoint has a patient of these data, so all patients are evaluated"
+    elif split == "test" and not all(_has_test_patients(m, pack) for m in predictor.checkpoints):
+        yield "a checkpoint has no test patients, so unseen patients are evaluated"
+
+
+def _doubts(
+    predictor: Predictor, pack: Pack, *, ece: float, ece_uncalibrated: float
+) -> Iterator[str]:
+    """Yield notes on doubtful data and a doubtful temperature."""
+    if pack.slides and _is_of_other_training(predictor, pack):
+        yield (
+            "the model was trained on another pack; if patient ids of slides have changed since "
+            "then, slides of the training may be evaluated here"
+        )
+    if ece > ece_uncalibrated:
+        yield (
+            "the temperature, fitted on val patients, does not help here: "
+            f"ECE {ece:.4f}, {ece_uncalibrated:.4f} without it"
+        )
 
 
 def _notes(
