@@ -1,17 +1,16 @@
 """``wsi-idc features``: write the features of patches of patients or slides."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsi_idc.cli.config_file import config_option
-from wsi_idc.cli.inputs import check_inputs, find_checkpoints, split_inputs
+from wsi_idc.cli.inputs import check_inputs, find_checkpoints, open_source, split_inputs
 from wsi_idc.cli.options import (
     PATH,
-    TISSUE_PARAMETERS,
     Number,
     changed,
     checkpoint_option,
@@ -74,15 +73,10 @@ logger = logging.getLogger(__name__)
 def features(
     files: tuple[Path, ...],
     patients: tuple[str, ...],
-    patients_file: Path | None,
-    everyone: bool,
     slides: tuple[Path, ...],
     manifest: Path | None,
-    shard: str | None,
-    data: Path | None,
-    mpp: float | None,
-    mask: Path | None,
-    stride: int | None,
+    model: str | None,
+    checkpoint: Path | None,
     device: str,
     precision: str,
     as_json: bool,
@@ -107,51 +101,24 @@ def features(
     """
     patients, slides = split_inputs(files, patients, slides)
     check_inputs(patients, slides)
-    for_slides = bool(slides or manifest)
-    _check_usage(for_slides=for_slides)
-
-    from wsi_idc.maps.plan import parse_shard
-
-    part = None if shard is None else parse_shard(shard)
-    checkpoint = options.pop("checkpoint")
-    paths = [] if options["model"] else find_checkpoints([checkpoint] if checkpoint else [])
-    pack = None
-    if not for_slides:
-        from wsi_idc.data.open_data import open_data
-        from wsi_idc.data.splits import read_patients
-
-        pack = open_data(data)
-        logger.info("data: %s", pack)
-        patients += tuple(read_patients(patients_file)) if patients_file else ()
-        for patient in patients:
-            pack.rows_of(patient)  # raises an error for an unknown id, before torch is imported
+    _check_usage(for_slides=bool(slides or manifest))
+    paths = [] if model else find_checkpoints([checkpoint] if checkpoint else [])
+    source = open_source(patients, slides)
 
     from wsi_idc.features.extract import FeatureExtraction
     from wsi_idc.maps.from_pack import PackSource
-    from wsi_idc.maps.from_slides import SlideSource
     from wsi_idc.runtime.device import select_device
     from wsi_idc.runtime.signals import stop_requests
-    from wsi_idc.slides.tiling import SlideSettings
 
-    tissue = {name: options.pop(name) for name in TISSUE_PARAMETERS}
-    source: PackSource | SlideSource
-    if pack is None:
-        settings = SlideSettings(mpp=mpp, mask=mask, stride_px=stride, **tissue)
-        source = SlideSource.from_files(slides, manifest, settings)
-    else:
-        source = PackSource(pack, pack.patients if everyone else patients)
-    source = source if part is None else source.shard(*part)
     device_config = select_device(device, precision)
-    settings_of_model = {
-        name: options.pop(name)
-        for name in ("model", "weights", "input_size", "patch_px", "patch_mpp")
-    }
-    encoder = _encoder(paths, pack, **settings_of_model)
+    pack = source.pack if isinstance(source, PackSource) else None
+    encoder = _pretrained(model, pack, options) if model else _of_checkpoint(paths[0], pack)
     size = count(encoder.num_features, "feature")
     logger.info("encoder: %s, %s; device: %s", encoder.name, size, device_config)
     # A signal before this line stops the command at once. In this block, files are completed first.
     with stop_requests() as stop:
-        report = FeatureExtraction(encoder, device_config, stop=stop, **options).run(source)
+        settings = {name: options[name] for name in ("out", "batch_size", "with_pt", "overwrite")}
+        report = FeatureExtraction(encoder, device_config, stop=stop, **settings).run(source)
     record = {**vars(report), "encoder": encoder.name, "num_features": encoder.num_features}
     echo_result(record, _report_lines(report, encoder), as_json=as_json)
     for name, reason in report.failed.items() if not as_json else ():
@@ -174,26 +141,22 @@ def _check_usage(*, for_slides: bool) -> None:
         )
 
 
-def _encoder(
-    paths: list[Path],
-    pack: "Pack | None",
-    *,
-    model: str | None,
-    weights: str,
-    input_size: int,
-    patch_px: int | None,
-    patch_mpp: float,
-) -> "Encoder":
-    from wsi_idc.features.encoder import encoder_of_checkpoint, pretrained_encoder
+def _pretrained(model: str, pack: "Pack | None", given: Mapping[str, Any]) -> "Encoder":
+    from wsi_idc.features.encoder import pretrained_encoder
+
+    patch_px, mpp = given["patch_px"], given["patch_mpp"]
+    if pack is not None:
+        patch_px, mpp = pack.info.patch_px, pack.info.mpp
+    return pretrained_encoder(
+        model, given["weights"], input_px=given["input_size"], patch_px=patch_px, mpp=mpp
+    )
+
+
+def _of_checkpoint(path: Path, pack: "Pack | None") -> "Encoder":
+    from wsi_idc.features.encoder import encoder_of_checkpoint
     from wsi_idc.models.checkpoint import load_finished_checkpoint
 
-    if model:
-        if pack is not None:
-            patch_px, patch_mpp = pack.info.patch_px, pack.info.mpp
-        return pretrained_encoder(
-            model, weights, input_px=input_size, patch_px=patch_px, mpp=patch_mpp
-        )
-    checkpoint = load_finished_checkpoint(paths[0])
+    checkpoint = load_finished_checkpoint(path)
     if pack is not None:
         from wsi_idc.inference.predictor import Predictor
 

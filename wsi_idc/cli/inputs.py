@@ -1,8 +1,9 @@
 """Find the checkpoints, patients, slides and map files that a command line names."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +16,10 @@ from wsi_idc.training.runs import DEFAULT, Run, checkpoint_file, default_checkpo
 
 if TYPE_CHECKING:
     from wsi_idc.inference.predictor import Predictor
+    from wsi_idc.maps.from_pack import PackSource
+    from wsi_idc.maps.from_slides import SlideSource
+
+logger = logging.getLogger(__name__)
 
 
 def open_predictor(paths: Sequence[Path], *, tta: bool, smooth: bool | None) -> "Predictor":
@@ -111,3 +116,49 @@ def check_inputs(patients: tuple[str, ...], slides: tuple[Path, ...]) -> None:
         names = [str(path) for path in given["files"] if len(path.parts) == 1]
         hint = f"; if {names[0]} is a patient, give --patient {names[0]}" if names else ""
         raise click.UsageError(f"--data is for patients of a pack, not for slides{hint}.")
+
+
+def open_source(patients: tuple[str, ...], slides: tuple[Path, ...]) -> "PackSource | SlideSource":
+    """Open the slides, or the patients of the data, that the command line names.
+
+    The arguments are the results of ``split_inputs``. The other values are those of
+    ``input_options``, ``slide_options`` and ``data_option``. An unknown patient is an error before
+    torch is imported.
+    """
+    from wsi_idc.maps.plan import parse_shard
+
+    given = click.get_current_context().params
+    part = None if given["shard"] is None else parse_shard(given["shard"])
+    source: PackSource | SlideSource
+    if slides or given["manifest"]:
+        source = _slide_source(slides, given)
+    else:
+        source = _pack_source(patients, given)
+    return source if part is None else source.shard(*part)
+
+
+def _pack_source(patients: tuple[str, ...], given: Mapping[str, Any]) -> "PackSource":
+    from wsi_idc.data.open_data import open_data
+    from wsi_idc.data.splits import read_patients
+
+    pack = open_data(given["data"])
+    logger.info("data: %s", pack)
+    if given["patients_file"] is not None:
+        patients += tuple(read_patients(given["patients_file"]))
+    for patient in patients:
+        pack.rows_of(patient)  # raises an error for an unknown id
+
+    from wsi_idc.maps.from_pack import PackSource
+
+    return PackSource(pack, pack.patients if given["everyone"] else patients)
+
+
+def _slide_source(slides: tuple[Path, ...], given: Mapping[str, Any]) -> "SlideSource":
+    from wsi_idc.maps.from_slides import SlideSource
+    from wsi_idc.slides.tiling import SlideSettings
+
+    tissue = {name: given[name] for name in TISSUE_PARAMETERS}
+    settings = SlideSettings(
+        mpp=given["mpp"], mask=given["mask"], stride_px=given["stride"], **tissue
+    )
+    return SlideSource.from_files(slides, given["manifest"], settings)

@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsi_idc.cli.config_file import config_option
-from wsi_idc.cli.inputs import check_inputs, find_checkpoints, open_predictor, split_inputs
+from wsi_idc.cli.inputs import (
+    check_inputs,
+    find_checkpoints,
+    open_predictor,
+    open_source,
+    split_inputs,
+)
 from wsi_idc.cli.options import (
     CAM_CLASSES,
     PATH,
-    TISSUE_PARAMETERS,
     cam_options,
     changed,
     compute_options,
@@ -33,6 +38,8 @@ from wsi_idc.core.text import count, shorten_list
 
 if TYPE_CHECKING:
     from wsi_idc.maps.builder import MapBuilder
+    from wsi_idc.maps.from_pack import PackSource
+    from wsi_idc.maps.from_slides import SlideSource
     from wsi_idc.maps.map_writer import MapReport
     from wsi_idc.maps.plan import PlannedMap
 
@@ -69,17 +76,12 @@ _MAX_UPDATED = 1000  # maps; reading them for the table takes half a minute
 def map_(
     files: tuple[Path, ...],
     patients: tuple[str, ...],
-    patients_file: Path | None,
     everyone: bool,
     slides: tuple[Path, ...],
     manifest: Path | None,
     shard: str | None,
     dry_run: bool,
     as_json: bool,
-    data: Path | None,
-    mpp: float | None,
-    mask: Path | None,
-    stride: int | None,
     **options: Any,
 ) -> None:
     """Make maps of patients or slides, with probability and CAM.
@@ -108,37 +110,12 @@ def map_(
     """
     patients, slides = split_inputs(files, patients, slides)
     _check_usage(patients, slides)
-    from wsi_idc.maps.plan import parse_shard
+    paths = find_checkpoints(options["checkpoints"])
+    source = open_source(patients, slides)
 
-    part = None if shard is None else parse_shard(shard)
-    paths = find_checkpoints(options.pop("checkpoints"))
-    pack = None
-    if not (slides or manifest):
-        from wsi_idc.data.open_data import open_data
-
-        pack = open_data(data)
-        logger.info("data: %s", pack)
-        for patient in patients:
-            pack.rows_of(patient)  # raises an error for an unknown id, before torch is imported
-
-    from wsi_idc.data.splits import read_patients
-
-    listed = [] if patients_file is None else read_patients(patients_file)
-
-    from wsi_idc.maps.from_pack import PackSource
-    from wsi_idc.maps.from_slides import SlideSource
     from wsi_idc.runtime.signals import stop_requests
-    from wsi_idc.slides.tiling import SlideSettings
 
-    tissue = {name: options.pop(name) for name in TISSUE_PARAMETERS}
     builder = _builder(paths, options)
-    source: PackSource | SlideSource
-    if pack is None:
-        settings = SlideSettings(mpp=mpp, mask=mask, stride_px=stride, **tissue)
-        source = SlideSource.from_files(slides, manifest, settings)
-    else:
-        source = PackSource(pack, pack.patients if everyone else [*patients, *listed])
-    source = source if part is None else source.shard(*part)
     if dry_run:
         _echo_plan(source.plan(builder), as_json=as_json)
         return
@@ -146,16 +123,9 @@ def map_(
     with stop_requests() as stop:
         report = replace(builder, stop=stop).build(source)
     # A shard is only a part of the cohort: it writes no table. wsi-idc report writes the table.
-    has_table = bool(everyone or manifest) and shard is None
-    has_table = has_table or _updates_table(report, builder.out, is_shard=shard is not None)
-    regrouped = []
-    if (everyone or manifest) and shard is None:
-        from wsi_idc.maps.regrouped import find_regrouped
-
-        slide_files = (
-            [row.slide for row in source.slides] if isinstance(source, SlideSource) else []
-        )
-        regrouped = find_regrouped(builder.out, source.names, slide_files)
+    is_cohort = bool(everyone or manifest) and shard is None
+    has_table = is_cohort or _updates_table(report, builder.out, is_shard=shard is not None)
+    regrouped = _find_regrouped(source, builder.out) if is_cohort else []
     _echo_report(report, builder.out, regrouped, has_table=has_table, as_json=as_json)
 
 
@@ -181,6 +151,15 @@ def _builder(paths: list[Path], given: Mapping[str, Any]) -> "MapBuilder":
     cam = None if given["no_cam"] else CamSpec(given["cam_method"], given["cam_layer"], cam_class)
     same = {name: given[name] for name in ("out", "batch_size", "overwrite", "exclude_flagged")}
     return MapBuilder(predictor, device_config, cam=cam, with_image=not given["no_image"], **same)
+
+
+def _find_regrouped(source: "PackSource | SlideSource", folder: Path) -> list[Path]:
+    """Return the files of an earlier run that assigned the slides to other patients."""
+    from wsi_idc.maps.from_slides import SlideSource
+    from wsi_idc.maps.regrouped import find_regrouped
+
+    files = [row.slide for row in source.slides] if isinstance(source, SlideSource) else []
+    return find_regrouped(folder, source.names, files)
 
 
 def _updates_table(report: "MapReport", folder: Path, *, is_shard: bool) -> bool:
