@@ -14,7 +14,14 @@ from wsi_idc.maps.builder import MapBuilder
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.from_slides import SlideSource
 from wsi_idc.maps.map_reader import map_path
-from wsi_idc.maps.plan import DONE, map_state, parse_shard, shard, sizes_of_slides
+from wsi_idc.maps.plan import (
+    DONE,
+    find_other_settings,
+    map_state,
+    parse_shard,
+    shard,
+    sizes_of_slides,
+)
 from wsi_idc.models.cam import CamSpec
 from wsi_idc.models.checkpoint import Checkpoint
 from wsi_idc.runtime.device import select_device
@@ -120,3 +127,17 @@ def test_a_map_with_other_settings_states_the_differences(
     assert state.startswith(f"{path} was made with another {words}")
     assert state.endswith("--overwrite replaces it, another --out keeps both")
     assert map_state(tmp_path, "P1", KEY | old, data="idc.h5", overwrite=False) == DONE
+
+
+def test_a_map_of_other_settings_is_found_beside_new_maps(tmp_path: Path):
+    def write(patient: str, **changes: object) -> Path:
+        return write_hand_map(tmp_path, patient=patient, provenance={"identity": KEY | changes})
+
+    made = [write("P2"), write("P3")]
+    (tmp_path / "cohort.h5").write_text("no map")
+    write("P4", cam=None)  # the same model without CAMs
+    write_hand_map(tmp_path, patient="P5", provenance={})
+    assert find_other_settings(tmp_path, made) is None
+    assert find_other_settings(tmp_path, []) is None
+    other = write("P6", precision="fp32")
+    assert find_other_settings(tmp_path, made) == (other, PRECISION)

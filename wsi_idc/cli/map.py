@@ -189,6 +189,7 @@ def _echo_report(
     """
     from wsi_idc.maps.cohort import write_cohort
     from wsi_idc.maps.map_reader import map_path
+    from wsi_idc.maps.plan import find_other_settings
 
     table, table_error = None, None
     if has_table:
@@ -207,6 +208,11 @@ def _echo_report(
             f"kept {count(len(regrouped), 'file')} of an earlier run in which slides had other "
             "patients; the tables include these maps, so remove the outdated files: "
             f"{shorten_list(regrouped)}"
+        )
+    if not has_table and (other := find_other_settings(folder, report.made.values())):
+        echo_note(
+            f"{other[0]} beside the new maps was made with another {other[1]}; compare only maps "
+            "of the same settings, or give another --out"
         )
     if table_error:
         echo_note(f"the table of the maps is not written: {table_error}")

@@ -3,7 +3,9 @@
 import heapq
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ _WORDS = {
 }
 _PRECISIONS = ("fp32", "bf16", "fp16")
 _MAX_VALUE_LENGTH = 60  # a file may have any text
+_MAX_COMPARED = 20  # maps; reading one takes about 20 ms
 _MAX_SHARDS = 100_000
 _SHARD = re.compile("([0-9]{1,6})/([0-9]{1,6})")
 
@@ -132,6 +135,38 @@ def describe_changes(
     return ", ".join(texts)
 
 
+def find_other_settings(folder: Path, made: Iterable[Path]) -> tuple[Path, str] | None:
+    """Find a map in ``folder`` with another model, smoothing or precision than a new map.
+
+    Only the first ``_MAX_COMPARED`` other maps are read.
+
+    Args:
+        folder: Folder of the maps.
+        made: New maps in this folder, all of the same settings.
+
+    Returns:
+        Map file and the differences, such as "smoothing (off, not on)"; None if there is no such
+        map.
+    """
+    new_maps = set(made)
+    if not new_maps:
+        return None
+    settings = _settings(min(new_maps))
+    others = (path for path in sorted(folder.glob("*.h5")) if path not in new_maps)
+    for path in islice(others, _MAX_COMPARED):
+        with suppress(MapError):  # raised for a file that is not a map, such as cohort.h5
+            if (other := _settings(path)) and other != settings:
+                return path, describe_changes(other, settings)
+    return None
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Return the values of the cache key of a map that do not depend on its data."""
+    key = (read_provenance(path) or {}).get("identity")
+    keys = ("checkpoint", "precision", "smooth", "tta")
+    return {name: key.get(name) for name in keys} if isinstance(key, dict) else {}
+
+
 def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return sorted(str(key) for key in {*old, *new} if old.get(key) != new.get(key))
 
@@ -147,7 +182,7 @@ def _value_text(key: str, value: Any) -> str:
 
 
 def _keeping_options(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Return the options with which an existing map is up to date; empty if there are none."""
+    """Return the options with which an existing map is up to date; the text may be empty."""
     precision, smooth, changed = old.get("precision"), old.get("smooth"), _changed(old, new)
     options = {}
     if precision in _PRECISIONS:
