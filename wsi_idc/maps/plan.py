@@ -34,7 +34,7 @@ _WORDS = {
 }
 _PRECISIONS = ("fp32", "bf16", "fp16")
 _MAX_VALUE_LENGTH = 60  # a file may have any text
-_MAX_COMPARED = 20  # maps; reading one takes about 20 ms
+_MAX_COMPARED = 5  # maps; reading one takes about 20 ms
 _MAX_SHARDS = 100_000
 _SHARD = re.compile("([0-9]{1,6})/([0-9]{1,6})")
 
@@ -110,7 +110,7 @@ def map_state(
     files = {} if old_data == data else {"data": f" ({old_data}, not {data})"}
     made = describe_changes(old_key, cache_key, known=files)
     if (version := record.get("version", __version__)) != __version__:
-        made += f", by wsi-idc {version}"
+        made += f", by wsi-idc {str(version)[:_MAX_VALUE_LENGTH]}"
     remedies = "--overwrite replaces it, another --out keeps both"
     if options := _keeping_options(old_key, cache_key):
         remedies = f"{options} keeps it, {remedies}"
@@ -154,15 +154,19 @@ def find_other_settings(folder: Path, made: Iterable[Path]) -> tuple[Path, str] 
     settings = _settings(min(new_maps))
     others = (path for path in sorted(folder.glob("*.h5")) if path not in new_maps)
     for path in islice(others, _MAX_COMPARED):
-        with suppress(MapError):  # raised for a file that is not a map, such as cohort.h5
-            if (other := _settings(path)) and other != settings:
-                return path, describe_changes(other, settings)
+        if (other := _settings(path)) and settings and other != settings:
+            return path, describe_changes(other, settings)
     return None
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """Return the values of the cache key of a map that do not depend on its data."""
-    key = (read_provenance(path) or {}).get("identity")
+    """Return the values of the cache key of a map that do not depend on its data.
+
+    The result is empty for a file that is not a map, such as cohort.h5.
+    """
+    key = None
+    with suppress(MapError):
+        key = (read_provenance(path) or {}).get("identity")
     keys = ("checkpoint", "precision", "smooth", "tta")
     return {name: key.get(name) for name in keys} if isinstance(key, dict) else {}
 
