@@ -153,6 +153,7 @@ def _files(folder: Path) -> Iterator[str]:
     from wsi_idc.maps.patient_file import write_patient_file
     from wsi_idc.maps.patient_map import PatientMap, PatientPatches
     from wsi_idc.models.checkpoint import Checkpoint, InputSpec
+    from wsi_idc.models.encoder_source import EncoderSource
     from wsi_idc.models.smoothing import NeighborModel, Smoothing
 
     text = TEXT["files"]
@@ -205,7 +206,8 @@ def _files(folder: Path) -> Iterator[str]:
     kinds = {name: (_type_of(value),) for name, value in content.items()}
     meanings = {**_fields(Checkpoint), **_fields(InputSpec, "input."), **text["checkpoint"]}
     meanings |= {**_fields(Smoothing, "smoothing."), **_fields(NeighborModel, "neighbors.")}
-    for group in ("input", "smoothing", "neighbors"):
+    meanings |= _fields(EncoderSource, "encoder.")
+    for group in ("input", "smoothing", "neighbors", "encoder"):
         kinds |= {f"{group}.{k}": (_type_of(v),) for k, v in content[group].items()}
     yield from _rows(kinds, meanings, spare=("source", "fingerprint"))
     yield text["run"]
@@ -287,6 +289,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         read_state,
         save_checkpoint,
     )
+    from wsi_idc.models.encoder_source import EncoderSource
     from wsi_idc.models.novelty import NoveltyModel
     from wsi_idc.models.smoothing import NeighborModel, Smoothing
 
@@ -302,6 +305,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
             smoothing=smoothing,
             neighbors=NeighborModel((0.0,) * 6, 0.0, 0.5, 200.0),
             novelty=NoveltyModel("features", *(torch.zeros(2),) * 3, 0.5, 0.1),
+            encoder=EncoderSource("imagenet", "ab", "mit"),
         ),
     )
     return read_state(path, kind=FORMAT)[0]

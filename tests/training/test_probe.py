@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from tests.classifiers import make_classifier
 from tests.packs import make_small_cohort
 from tests.stops import StopAfter
 from tests.training.conftest import CONFIG
 from wsi_idc.core.errors import CheckpointError, DataError, RunError, StoppedError
+from wsi_idc.data.augmentation import dihedral
 from wsi_idc.data.feature_cache import open_feature_cache
 from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import make_split
+from wsi_idc.inference.features import cached_features, feature_extractor
 from wsi_idc.inference.predict import predict_logits
 from wsi_idc.inference.probability import idc_probability
 from wsi_idc.metrics.classification import auc
@@ -101,6 +104,56 @@ def test_a_stop_keeps_the_features_so_far(
     assert counts(caplog.text) == [(16, 0), (32, 16)]
 
 
+def test_views_are_computed_once_each_and_only_for_train(
+    pack: Pack, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    plain = fit(pack, tmp_path / "a")
+    two = fit(pack, tmp_path / "b", replace(PROBE, views=2))
+    fit(pack, tmp_path / "c", replace(PROBE, views=3))
+    of_views = re.findall(r"features of view (\d): (\d+) computed, (\d+) read", caplog.text)
+    assert of_views == [("2", "32", "0"), ("2", "0", "32"), ("3", "32", "0")]
+    assert counts(caplog.text) == [(48, 0), (0, 48), (0, 48)]
+    assert not torch.equal(plain.state["classifier.weight"], two.state["classifier.weight"])
+    assert len(list((tmp_path / "small.features").glob("*.h5"))) == 3
+
+
+def test_the_features_of_a_view_are_those_of_the_turned_patches(pack: Pack, tmp_path: Path):
+    classifier, rows = make_classifier("cnn-bn"), np.arange(5)
+    options = {"folder": tmp_path / "cache", "device_config": select_device("cpu")}
+    plain = cached_features(classifier, pack, rows, **options)
+    for view in (1, 6):
+        found = cached_features(classifier, pack, rows, view=view, **options)
+        assert found.statistics is None
+        images = torch.from_numpy(np.array(pack.patches[rows])).permute(0, 3, 1, 2)
+        patches = dihedral(images, torch.full((5,), view)).permute(0, 2, 3, 1).contiguous().numpy()
+        with feature_extractor(classifier, device_config=options["device_config"]) as extract:
+            (expected,) = extract([patches])
+        np.testing.assert_allclose(found.features, expected.features, atol=1e-6)
+        assert not np.allclose(found.features, plain.features, atol=1e-3)
+
+
+def test_a_patch_has_the_same_weight_for_any_number_of_views():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 3)).astype(np.float32)
+    label = (features[:, 0] + rng.normal(size=200) > 0).astype(np.int64)
+    val = features[:100].copy(), label[:100]
+    twice = np.tile(features, (2, 1)), np.tile(label, 2)
+    once = choose_probe(features, label, *val, class_weight=np.ones(2))
+    probe = choose_probe(*twice, *val, class_weight=np.ones(2) / 2)
+    assert probe.penalty == once.penalty
+    np.testing.assert_allclose(probe.weight, once.weight, atol=1e-3)
+
+
+def test_features_that_do_not_fit_into_the_memory_are_refused_before_the_start(
+    pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("wsi_idc.training.probe.available_memory", lambda: 2**10)
+    with pytest.raises(RunError, match=r"^the features of 32 train patches in 8 views need 0\.\d"):
+        fit(pack, tmp_path / "a", replace(PROBE, views=8))
+    assert not Run(tmp_path / "a").exists()
+
+
 def test_a_penalty_is_chosen_by_the_auc_on_val():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(400, 5)).astype(np.float32) * [1, 10, 100, 1, 0]
@@ -126,6 +179,8 @@ def test_settings_without_effect_are_refused():
             replace(PROBE, **change)
     with pytest.raises(RunError, match="freeze is 'most'; it must be of type int"):
         replace(PROBE, freeze="most")
+    with pytest.raises(RunError, match="views 8 has no effect without freeze all"):
+        TrainConfig(views=8)
 
 
 def test_the_features_are_in_the_run_if_the_folder_of_the_pack_cannot_be_written(

@@ -292,13 +292,15 @@ def _describe_slide(file: Path) -> dict[str, Any]:
 
 
 def _describe_checkpoint(file: Path) -> dict[str, Any]:
-    from wsi_idc.models.checkpoint import load_checkpoint
+    from wsi_idc.models.architecture import num_parameters
+    from wsi_idc.models.checkpoint import read_checkpoint
+    from wsi_idc.models.registry import architecture
 
-    checkpoint = load_checkpoint(file)
+    checkpoint = read_checkpoint(file)
     roles = ("train", "val", "test")
     return {
         **checkpoint.summary(),
-        "parameters": sum(value.numel() for value in checkpoint.build().parameters()),
+        "parameters": num_parameters(architecture(checkpoint.architecture)),
         **_attributes(checkpoint, "class_names threshold temperature"),
         "smoothing": checkpoint.smoothing and vars(checkpoint.smoothing),
         "neighbors": checkpoint.neighbors and checkpoint.neighbors.record(),

@@ -245,6 +245,12 @@ run_options = _block(
         help="Minutes between two saves within an epoch.",
     ),
     click.option(
+        "--store-encoder",
+        is_flag=True,
+        help="With --freeze all: store the weights of the encoder in the checkpoint, if their "
+        "licence permits to share them. By default, the checkpoint contains only the head.",
+    ),
+    click.option(
         "--overwrite", is_flag=True, help="Replace a finished run, or a run with other settings."
     ),
 )

@@ -39,6 +39,7 @@ def train(
     compiled: bool,
     log_to: str | None,
     save_minutes: float,
+    store_encoder: bool,
     overwrite: bool,
     as_json: bool,
     **options: Any,
@@ -105,6 +106,7 @@ def train(
                 overwrite=overwrite,
                 micro_batch=micro_batch,
                 save_minutes=save_minutes,
+                store_encoder=store_encoder,
                 stop=stop,
                 loggers=loggers,
             )

@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 
 from wsi_idc.doctor.doctor import NOTE, PROBLEM, CheckResult, make_result
-from wsi_idc.runtime.resources import available_cores, num_threads, slurm_gpus
+from wsi_idc.runtime.resources import available_cores, memory_limit, num_threads, slurm_gpus
 
 _GIB = 2**30
-_NO_LIMIT = 2**60  # bytes; a larger number in a control group means "no limit"
 _SECONDS = 10.0
 # Environment variables in the report. They describe the resources of a SLURM job. Their values name
 # no person, account or machine.
@@ -56,25 +55,6 @@ def memory() -> Iterator[CheckResult]:
     limit = memory_limit()
     limit_text = f"limit of this job {limit / _GIB:.1f} GiB" if limit else "no limit set"
     yield CheckResult("memory", f"{total:.1f} GiB, {free:.1f} GiB free, {limit_text}")
-
-
-def memory_limit(
-    own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> int | None:
-    """Return the lowest memory limit of this process's cgroups in bytes; None means no limit."""
-    limits = []
-    for line in own.read_text().splitlines():
-        _, kinds, path = line.split(":", 2)
-        if kinds and "memory" not in kinds.split(","):
-            continue
-        base, file = (root / "memory", "memory.limit_in_bytes") if kinds else (root, "memory.max")
-        # A parent group may have a smaller limit. In a container, the path of the group may be
-        # missing below ``base``.
-        folder = base / path.lstrip("/")
-        for group in (folder, *folder.parents):
-            if group.is_relative_to(base) and (group / file).is_file():
-                limits.append((group / file).read_text().strip())
-    return min((int(n) for n in limits if n.isdecimal() and int(n) < _NO_LIMIT), default=None)
 
 
 def shared_memory(path: Path = Path("/dev/shm")) -> Iterator[CheckResult]:

@@ -9,6 +9,7 @@ https://github.com/SBU-BMI/wsinfer-zoo/blob/main/wsinfer_zoo/schemas/model-confi
 
 import io
 import json
+import logging
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,8 @@ from torch import Tensor, nn
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.core.files import ensure_writable, write_bytes, write_json, write_text
 from wsi_idc.models.checkpoint import Checkpoint
+
+logger = logging.getLogger(__name__)
 
 SPEC_VERSION = "1.0"
 _FILES = ("torchscript_model.pt", "config.json", "README.md")
@@ -63,6 +66,12 @@ def write_wsinfer(checkpoint: Checkpoint, out: Path) -> list[Path]:
     ensure_writable(out, writes=_FILES, marks=_FILES[:1])
     files = [out / name for name in _FILES]
     data = torchscript(checkpoint)
+    if checkpoint.encoder is not None:
+        logger.warning(
+            "%s contains the weights of %s: read their licence before you share it",
+            files[0],
+            checkpoint.architecture,
+        )
     files[1].unlink(missing_ok=True)
     write_bytes(files[0], data)
     write_text(files[2], _card(checkpoint))
@@ -169,6 +178,19 @@ def _card(checkpoint: Checkpoint) -> str:
         split_spec=_as_code(checkpoint.split_spec),
         **{f"num_{role}": len(checkpoint.patients(role)) for role in ("train", "val", "test")},
         metrics=_as_code(json.dumps(dict(checkpoint.metrics))),
+        encoder=_encoder_item(checkpoint),
+    )
+
+
+def _encoder_item(checkpoint: Checkpoint) -> str:
+    """Return the list item of a frozen encoder, or "" if all weights were trained."""
+    if (encoder := checkpoint.encoder) is None:
+        return ""
+    return (
+        f"- **Encoder**: only the last layer was trained. All other weights are those of "
+        f"{_as_code(checkpoint.architecture)} (SHA-256 {_as_code(encoder.sha256)}, licence "
+        f"{_as_code(encoder.licence or 'not known')}). Read their licence before you share this "
+        "folder.\n"
     )
 
 

@@ -1,12 +1,12 @@
 """Features of patches: the pooled output of an encoder, which is the input of the last layer."""
 
-import hashlib
 import json
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from wsi_idc.core.constants import PREDICT_BATCH_SIZE
 from wsi_idc.core.errors import CheckpointError, DataError
 from wsi_idc.core.progress import progress
+from wsi_idc.data.augmentation import dihedral
 from wsi_idc.data.feature_cache import FeatureCache, open_feature_cache
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predict import batch_predictor
 from wsi_idc.models.cam_layers import novelty_layer, num_channels
 from wsi_idc.models.classifier import PatchClassifier, eval_mode
+from wsi_idc.models.encoder_source import encoder_digest
 from wsi_idc.models.novelty import recorded_statistics
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.signals import StopRequest, raise_if_stopped
@@ -135,14 +137,11 @@ def encoder_fingerprint(classifier: PatchClassifier) -> str:
 
     These values are the weights of all layers except the last layer, and the preprocessing.
     """
-    arch, digest = classifier.arch, hashlib.sha256()
-    for name, value in sorted(classifier.network.state_dict().items()):
-        if not name.startswith(f"{arch.head}."):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    arch = classifier.arch
+    digest = encoder_digest(arch, classifier.network.state_dict())
     mean, std = (x.flatten().tolist() for x in (classifier.mean, classifier.std))
     digest.update(json.dumps([arch.name, classifier.input_px, mean, std]).encode())
-    return digest.hexdigest()
+    return str(digest.hexdigest())
 
 
 def cached_features(
@@ -152,10 +151,13 @@ def cached_features(
     *,
     folder: Path,
     device_config: DeviceConfig,
+    view: int = 0,
     batch_size: int = PREDICT_BATCH_SIZE,
     stop: StopRequest | None = None,
 ) -> FeatureBatch:
     """Return the features of patches of a pack, and the statistics of the novelty model's layer.
+
+    Views other than view 0 have no statistics.
 
     The values that an earlier call computed with the same encoder are read from a file. All new
     values are written to this file, also before a stop.
@@ -166,6 +168,8 @@ def cached_features(
         rows: Indices of the patches in the pack, shape (N,).
         folder: Folder of the file.
         device_config: Device and precision.
+        view: Element of the symmetry group of the square that changes each patch, 0 to 7, as in
+            ``data.augmentation.dihedral``; 0: no change.
         batch_size: Largest number of patches in a batch.
         stop: Request to stop early.
 
@@ -175,13 +179,17 @@ def cached_features(
         StoppedError: A stop was requested.
     """
     patch_px = pack.info.patch_px
-    layer = novelty_layer(classifier.arch, classifier.input_px or patch_px)
-    channels = num_channels(classifier.arch, classifier.input_px or patch_px, layer)
-    lengths = {"features": num_features(classifier, patch_px), "statistics": 2 * channels}
+    lengths = {"features": num_features(classifier, patch_px)}
+    layer = None
+    if view == 0:
+        layer = novelty_layer(classifier.arch, classifier.input_px or patch_px)
+        channels = num_channels(classifier.arch, classifier.input_px or patch_px, layer)
+        lengths["statistics"] = 2 * channels
     key = {
         "encoder": encoder_fingerprint(classifier),
         "data": pack.info.source_fingerprint,
         "precision": device_config.precision,
+        **({"view": view} if view else {}),
     }
     opened = open_feature_cache(
         *(folder, key),
@@ -191,22 +199,32 @@ def cached_features(
     )
     with opened as cache:
         missing = np.sort(cache.missing(rows))
-        num_done = 0
+        num_done, suffix = 0, f" of view {view + 1}" if view else ""
         if len(missing):
             options: Any = {"device_config": device_config, "batch_size": batch_size}
             with feature_extractor(classifier, statistics_layer=layer, **options) as extract:
                 parts = (missing[i : i + batch_size] for i in range(0, len(missing), batch_size))
-                batches = extract(parts, pack.read)
-                num_done = _store(batches, cache, missing, stop)
+                batches = extract(parts, partial(_read_view, pack, view))
+                num_done = _store(batches, cache, missing, stop, what=f"features{suffix}")
         num_read = len(rows) - len(missing)
-        logger.info("features: %d computed, %d read from %s", num_done, num_read, cache.path)
+        counts = (suffix, num_done, num_read, cache.path)
+        logger.info("features%s: %d computed, %d read from %s", *counts)
         if num_done < len(missing):
             state = f" after the features of {num_done} of {len(missing)} patches, which are kept"
             raise_if_stopped(stop, state)
-        stored = FeatureBatch(cache.read("features", rows), cache.read("statistics", rows))
+        stored = FeatureBatch(*(cache.read(name, rows) for name in lengths))
     if not np.isfinite(stored.features).all():  # a prediction of such features raises an error
         raise DataError(f"{cache.path} is damaged: a feature is not a finite number; delete it")
     return stored
+
+
+def _read_view(pack: Pack, view: int, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    patches = pack.read(rows)
+    if view == 0:
+        return patches
+    images = torch.from_numpy(patches).permute(0, 3, 1, 2)
+    turned = dihedral(images, torch.full((len(images),), view))
+    return turned.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _store(
@@ -214,11 +232,13 @@ def _store(
     cache: FeatureCache,
     rows: NDArray[np.int64],
     stop: StopRequest | None,
+    *,
+    what: str,
 ) -> int:
     """Write batches of the patches ``rows`` to a cache until a stop; return the number written."""
     pending: list[FeatureBatch] = []
     num_written, last_write = 0, time.monotonic()
-    with closing(batches), progress(len(rows), what="features") as bar:
+    with closing(batches), progress(len(rows), what=what) as bar:
         for batch in batches:
             pending.append(batch)
             bar.update(len(batch.features))
@@ -226,9 +246,11 @@ def _store(
             is_last = num_written + num_pending == len(rows)
             is_stopped = bool(stop)
             if is_last or is_stopped or time.monotonic() - last_write > _SECONDS_BETWEEN_WRITES:
-                features, statistics = map(np.concatenate, zip(*pending, strict=True))
-                chosen = rows[num_written : num_written + num_pending]
-                cache.write(chosen, features=features, statistics=statistics)
+                features, statistics = zip(*pending, strict=True)
+                values = {"features": np.concatenate(features)}
+                if statistics[0] is not None:
+                    values["statistics"] = np.concatenate(statistics)
+                cache.write(rows[num_written : num_written + num_pending], **values)
                 num_written += num_pending
                 pending, last_write = [], time.monotonic()
             if is_stopped:

@@ -8,8 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from wsi_idc.core.constants import NUM_CLASSES
+
 if TYPE_CHECKING:  # torchvision takes two seconds to import
     from torchvision.models import WeightsEnum
+
+
+OTHER_WEIGHTS = ", or give other --weights"  # end of an error of missing published weights
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,11 @@ class _NoValues(TorchFunctionMode):
         if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
             kwargs["device"] = self.device
         return func(*args, **kwargs)
+
+
+def num_parameters(arch: Architecture) -> int:
+    """Return the number of parameters of a network with two classes."""
+    return sum(map(Tensor.numel, build_empty(arch.build, NUM_CLASSES).parameters()))
 
 
 def build_empty(

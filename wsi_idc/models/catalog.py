@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.models.architecture import Architecture, HubWeights, build_empty
+from wsi_idc.models.architecture import Architecture, HubWeights, num_parameters
 from wsi_idc.models.cam_layers import cam_grid, default_cam_layer
-from wsi_idc.models.pretrained import weights_file
+from wsi_idc.models.pretrained import published_licence, weights_file
 from wsi_idc.models.registry import MODEL_NAMES, architecture
 
 MAX_DESCRIBED = 40  # networks of timm; each takes up to a second
@@ -76,26 +74,25 @@ def _timm_names(pattern: str) -> Sequence[str]:
 def _describe(arch: Architecture) -> ModelDescription:
     input_px = arch.input_px or PATCH_PX
     rows, _ = cam_grid(arch, input_px, default_cam_layer(arch, input_px))
-    weights, licence = _weights(arch)
     return ModelDescription(
         arch.name,
-        parameters=sum(map(Tensor.numel, build_empty(arch.build, 2).parameters())),
+        parameters=num_parameters(arch),
         input_px=input_px,
         cam_rows=rows,
         closed_form=arch.closed_form,
-        weights=weights,
-        licence=licence,
+        weights=_weights(arch),
+        licence=published_licence(arch),
     )
 
 
-def _weights(arch: Architecture) -> tuple[str, str | None]:
-    """Return the state and the licence of the published weights."""
+def _weights(arch: Architecture) -> str:
+    """Return the state of the published weights."""
     if arch.imagenet is None:
-        return "none", None
+        return "none"
     if isinstance(arch.imagenet, HubWeights):
         from wsi_idc.models.timm_models import has_hub_weights
 
-        is_here, licence = has_hub_weights(arch.imagenet), arch.imagenet.licence
+        is_here = has_hub_weights(arch.imagenet)
     else:
-        is_here, licence = weights_file(arch).exists(), "bsd-3-clause"
-    return "here" if is_here else "fetch-weights", licence
+        is_here = weights_file(arch).exists()
+    return "here" if is_here else "fetch-weights"

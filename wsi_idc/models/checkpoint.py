@@ -1,4 +1,7 @@
-"""Checkpoint: a file that contains everything needed to rebuild a classifier."""
+"""Checkpoint: a file from which a classifier is rebuilt.
+
+The file contains all weights, or, after a linear probe, the head and the source of the encoder.
+"""
 
 import errno
 import hashlib
@@ -27,12 +30,14 @@ from wsi_idc.models.checkpoint_files import (
     unreadable_error,
 )
 from wsi_idc.models.classifier import PatchClassifier
+from wsi_idc.models.encoder_source import EncoderSource, head_state, load_encoder
 from wsi_idc.models.novelty import NoveltyModel
 from wsi_idc.models.registry import architecture
 from wsi_idc.models.smoothing import NeighborModel, Smoothing, is_probability
 
 FORMAT = "wsi-idc-checkpoint"
-SCHEMA_VERSION = 1
+# Version 2: a file that contains only the head, which older programs do not read.
+SCHEMA_VERSIONS = (1, 2)
 _MAX_PATCH_PX = 4096
 _MAX_INPUT_PX = 1024
 _MAX_SIGMA_CELLS = 100.0
@@ -95,6 +100,8 @@ class Checkpoint:
         neighbors: Neighbor model that was fitted on the val slides that are complete; None if
             too few val slides are complete, and in older checkpoints.
         novelty: Novelty model of the train patches; None in older checkpoints.
+        encoder: Source of the weights of all layers except the head, which the file does not
+            contain; None if the file contains all weights.
         source: Path of the checkpoint file; None if the checkpoint was not read from a file.
         fingerprint: SHA-256 of the checkpoint file; None if there is no file.
     """
@@ -115,6 +122,7 @@ class Checkpoint:
     smoothing: Smoothing | None = None
     neighbors: NeighborModel | None = None
     novelty: NoveltyModel | None = field(default=None, compare=False)
+    encoder: EncoderSource | None = None
     source: Path | None = field(default=None, compare=False)
     fingerprint: str | None = field(default=None, compare=False)
 
@@ -151,7 +159,14 @@ class Checkpoint:
             "input": asdict(self.input),
             "cam_layer": self.cam_layer,
             "metrics": dict(self.metrics),
+            **({} if self.encoder is None else {"encoder": asdict(self.encoder)}),
         }
+
+    def stored_state(self) -> dict[str, Tensor]:
+        """Return the weights that the file contains: all weights, or those of the head."""
+        if self.encoder is None:
+            return dict(self.state)
+        return head_state(architecture(self.architecture), self.state)
 
     def validate(self) -> None:
         """Check that each attribute has a possible value.
@@ -182,7 +197,10 @@ class Checkpoint:
                 raise ValueError(f"{str(name)!r} is not a tensor of plain numbers")
         # Compare only the shapes; no memory is allocated for the network.
         network = build_empty(arch.build, NUM_CLASSES)
-        shapes = {name: value.shape for name, value in network.state_dict().items()}
+        own = network.state_dict()
+        if self.encoder is not None:
+            own = head_state(arch, own)
+        shapes = {name: value.shape for name, value in own.items()}
         if shapes != {name: value.shape for name, value in self.state.items()}:
             raise CheckpointError(
                 f"{self.source}: the weights do not fit {self.architecture}; train the model again"
@@ -225,6 +243,14 @@ def _read_novelty(content: Any) -> NoveltyModel | None:
     return NoveltyModel(str(content["layer"]), *copies, *numbers)
 
 
+def _read_encoder(content: Any) -> EncoderSource | None:
+    if content is None:
+        return None
+    licence = content["licence"]
+    licence = None if licence is None else str(licence)
+    return EncoderSource(str(content["weights"]), str(content["sha256"]), licence)
+
+
 # For each field, the function that converts its stored value.
 _STORED: dict[str, Callable[[Any], Any]] = {
     "architecture": str,
@@ -243,36 +269,59 @@ _STORED: dict[str, Callable[[Any], Any]] = {
     "smoothing": _read_smoothing,
     "neighbors": _read_neighbors,
     "novelty": _read_novelty,
+    "encoder": _read_encoder,
 }
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint file atomically: other processes never see an incomplete file."""
-    state = {name: value.detach().cpu() for name, value in checkpoint.state.items()}
+    state = {name: value.detach().cpu() for name, value in checkpoint.stored_state().items()}
     content = asdict(replace(checkpoint, state={})) | {
         "state": state,
         "class_names": list(checkpoint.class_names),
         "inherited": list(checkpoint.inherited),
     }
     del content["source"], content["fingerprint"]
-    write_state(path, {"format": FORMAT, "schema_version": SCHEMA_VERSION, **content})
+    has_encoder = checkpoint.encoder is None
+    if has_encoder:
+        del content["encoder"]
+    version = SCHEMA_VERSIONS[0 if has_encoder else 1]
+    write_state(path, {"format": FORMAT, "schema_version": version, **content})
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint file. Code inside the file is never executed.
+    """Read a checkpoint file, and the weights of its encoder if the file contains only the head.
+
+    Code inside the file is never executed.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or is not a checkpoint of this version; or
+            the weights of its encoder are not on this machine.
+    """
+    checkpoint = read_checkpoint(path)
+    if checkpoint.encoder is None:
+        return checkpoint
+    arch = architecture(checkpoint.architecture)
+    encoder = load_encoder(arch, checkpoint.encoder, checkpoint=path)
+    return replace(checkpoint, state={**encoder, **checkpoint.state})
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read only the checkpoint file; its ``state`` is that of ``Checkpoint.stored_state``.
 
     Raises:
         CheckpointError: The file is missing or damaged, or is not a checkpoint of this version.
     """
     content, fingerprint = read_state(path, kind=FORMAT)
     version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
+    if version not in SCHEMA_VERSIONS:
         raise CheckpointError(
             f"{path}: checkpoint version {version}, but this program reads version "
-            f"{SCHEMA_VERSION}; train the model again"
+            f"{' and '.join(map(str, SCHEMA_VERSIONS))}; train the model again"
         )
     # Old files do not have these fields.
-    content = {"inherited": (), "smoothing": None, "neighbors": None, "novelty": None, **content}
+    optional = ("smoothing", "neighbors", "novelty", "encoder")
+    content = {"inherited": (), **dict.fromkeys(optional), **content}
     try:
         values = {name: read(content[name]) for name, read in _STORED.items()}
         checkpoint = Checkpoint(**values, source=path, fingerprint=fingerprint)

@@ -1,6 +1,8 @@
 """Initial weights of a training: ImageNet weights, or weights from a file of the user."""
 
+import logging
 import re
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,14 +14,29 @@ from torch import Tensor, nn
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.core.files import sha256
 from wsi_idc.core.text import shorten_list
-from wsi_idc.models.architecture import Architecture, HubWeights
-from wsi_idc.models.checkpoint import FORMAT, is_dense, load_checkpoint, load_state, load_tensors
+from wsi_idc.models.architecture import OTHER_WEIGHTS, Architecture, HubWeights
+from wsi_idc.models.checkpoint import (
+    FORMAT,
+    is_dense,
+    load_checkpoint,
+    load_state,
+    load_tensors,
+    read_checkpoint,
+)
 from wsi_idc.models.checkpoint_files import find_weights
+from wsi_idc.models.encoder_source import PUBLISHED, EncoderSource, encoder_digest
 from wsi_idc.models.registry import IMAGENET_MEAN, IMAGENET_STD, MODEL_NAMES, architecture
+
+logger = logging.getLogger(__name__)
 
 # Auxiliary heads. Only torchvision's own training uses them; networks here do not have them.
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # Names in torchvision's DenseNet files have a dot that the names in its code do not have.
+# Licences that permit to pass on the weights.
+_OPEN_LICENCES = {
+    *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause"),
+    *("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
+}
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
@@ -37,6 +54,13 @@ def usual_normalization(arch: Architecture) -> Normalization:
     return Normalization(IMAGENET_MEAN, IMAGENET_STD)
 
 
+def published_licence(arch: Architecture) -> str | None:
+    """Return the licence of the published weights; None if there are none or it is not known."""
+    if isinstance(arch.imagenet, HubWeights):
+        return arch.imagenet.licence
+    return "bsd-3-clause" if arch.imagenet else None
+
+
 def check_imagenet(arch: Architecture) -> None:
     """Raise CheckpointError if the published weights of ``arch`` are not on this machine.
 
@@ -51,8 +75,7 @@ def check_imagenet(arch: Architecture) -> None:
     if not file.exists():
         raise CheckpointError(
             f"ImageNet weights of {arch.name} are not on this machine ({file}); run "
-            f"`wsi-idc fetch-weights {arch.name}` on a machine with internet access, or give "
-            "other --weights"
+            f"`wsi-idc fetch-weights {arch.name}` on a machine with internet access{OTHER_WEIGHTS}"
         )
 
 
@@ -158,11 +181,63 @@ def load_weights_file(network: nn.Module, arch: Architecture, path: Path) -> Nor
     return Normalization(checkpoint.input.mean, checkpoint.input.std)
 
 
+def load_state_dict_file(network: nn.Module, arch: Architecture, path: Path) -> None:
+    """Load a state dict of torchvision or timm into all layers of ``network`` except the head.
+
+    Raises:
+        CheckpointError: The file is missing or damaged, or has weights of another architecture.
+    """
+    remedy = f"give a state dict of {arch.name}"
+    _set_weights(network, arch, load_tensors(path, remedy=remedy)[0], path=path, remedy=remedy)
+
+
+def encoder_source(
+    arch: Architecture, weights: str, state: Mapping[str, Tensor]
+) -> EncoderSource | None:
+    """Return the source of a frozen encoder; None if only its checkpoint can have the weights.
+
+    Args:
+        arch: Architecture of the encoder.
+        weights: Initial weights: "imagenet", "none", or the path of a file or folder.
+        state: State dict with these weights.
+    """
+    if weights == "none":
+        return None
+    if weights == PUBLISHED:
+        sha256 = encoder_digest(arch, state).hexdigest()
+        return EncoderSource(weights, sha256, published_licence(arch))
+    path = find_weights(Path(weights)).absolute()
+    content = load_tensors(path, remedy="give a checkpoint or a state dict")[0]
+    if _is_checkpoint(content):  # weights of the user, which another training may replace
+        return read_checkpoint(path).encoder
+    return EncoderSource(str(path), encoder_digest(arch, state).hexdigest())
+
+
+def check_storable(source: EncoderSource, model: str) -> None:
+    """Check that a checkpoint may contain the weights of an encoder.
+
+    Log a warning if the weights come from a file, because their licence is not known.
+
+    Raises:
+        CheckpointError: The licence of the published weights is not known to permit to share them.
+    """
+    if source.weights != PUBLISHED:
+        logger.warning(
+            "the checkpoint contains the weights of %s: read their licence before you share it",
+            source.weights,
+        )
+    elif str(source.licence).lower() not in _OPEN_LICENCES:
+        raise CheckpointError(
+            f"the licence of {model} ({source.licence or 'not known'}) is not known to permit to "
+            "share its weights; leave out --store-encoder"
+        )
+
+
 def pretraining_patients(path: Path) -> tuple[str, ...]:
     """Return the patients on which a checkpoint file was trained; () if it is a state dict."""
     path = find_weights(path)
     content = load_tensors(path, remedy="give a checkpoint or a state dict")[0]
-    return tuple(sorted(load_checkpoint(path).patients("train"))) if _is_checkpoint(content) else ()
+    return tuple(sorted(read_checkpoint(path).patients("train"))) if _is_checkpoint(content) else ()
 
 
 def _is_checkpoint(content: Any) -> bool:

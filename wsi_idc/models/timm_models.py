@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_idc.core.errors import CheckpointError
-from wsi_idc.models.architecture import Architecture, HubWeights, build_empty
+from wsi_idc.models.architecture import OTHER_WEIGHTS, Architecture, HubWeights, build_empty
 from wsi_idc.models.feature_map import FEATURE_MAP, MappedNetwork, token_grid
 
 # Without this variable, compute nodes without a network would ask the hub for minutes. The command
@@ -258,5 +258,5 @@ def _hub_error(name: str, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"the files of {name} are not on this machine (folder {HF_HUB_CACHE}); run `wsi-idc "
         f"fetch-weights {name}` on a machine with internet access"
-        + (", or give other --weights" if name.startswith(TIMM) else "")
+        + (OTHER_WEIGHTS if name.startswith(TIMM) else "")
     )

@@ -2,9 +2,11 @@
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # The first three variables list the indices of the GPUs; the last variable counts the GPUs.
 _GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES", "SLURM_GPUS_ON_NODE")
@@ -12,6 +14,7 @@ _GPUS = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES", "SLURM_GPU
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _NEVER = 2**31 - 1
 _MB = 2**20
+_NO_LIMIT = 2**60  # bytes; a larger number in a control group means "no limit"
 
 
 def available_cores() -> int:
@@ -36,6 +39,35 @@ def num_threads() -> int:
 def _number(variable: str) -> int:
     value = os.environ.get(variable, "")
     return int(value) if value.isdecimal() else 0
+
+
+def available_memory() -> int | None:
+    """Return the memory in bytes that this process can use at most; None if it is not known."""
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        (free_kb,) = re.findall(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+        return min(int(free_kb) * 1024, memory_limit() or sys.maxsize)
+    except (OSError, ValueError):  # systems other than Linux
+        return None
+
+
+def memory_limit(
+    own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """Return the lowest memory limit of this process's cgroups in bytes; None means no limit."""
+    limits = []
+    for line in own.read_text().splitlines():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        base, file = (root / "memory", "memory.limit_in_bytes") if kinds else (root, "memory.max")
+        # A parent group may have a smaller limit. In a container, the path of the group may be
+        # missing below ``base``.
+        folder = base / path.lstrip("/")
+        for group in (folder, *folder.parents):
+            if group.is_relative_to(base) and (group / file).is_file():
+                limits.append((group / file).read_text().strip())
+    return min((int(n) for n in limits if n.isdecimal() and int(n) < _NO_LIMIT), default=None)
 
 
 def slurm_gpus() -> str | None:

@@ -30,7 +30,7 @@ _NOT_FROZEN = ("label_smoothing", "mixup", "cutmix", "cell_loss")
 # Settings that may change after a training, because they do not change the weights.
 CALIBRATION_FIELDS = ("threshold_by", "target_sensitivity")
 # Settings that were added after version 0.1.0, with their defaults.
-_ADDED_FIELDS = {"cutmix": 0.0, "cell_loss": 0.0}
+_ADDED_FIELDS = {"cutmix": 0.0, "cell_loss": 0.0, "views": 1}
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("epochs", "patience", "batch_size"), (1, math.inf)),
     **dict.fromkeys(("freeze", "learning_rate", "weight_decay"), (0, math.inf)),
@@ -38,6 +38,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("warm_up", "cutmix", "target_sensitivity"), (0, 1)),
     "seed": (0, MAX_SEED),
     "input_size": (0, 1024),
+    "views": (1, 8),
     "layer_decay": (0.01, 1),
     "focal_gamma": (0, 10),
     "label_smoothing": (0, 0.5),
@@ -88,6 +89,11 @@ class TrainConfig:
         "Number of epochs at the start that train only the head. all: fit the head to the features "
         "of a frozen network, by logistic regression (a linear probe).",
         words=(ALL_FROZEN,),
+    )
+    views: int = _option(
+        1,
+        "With --freeze all: views of each train patch, 1 to 8. View 1 is the patch, the others are "
+        "its quarter turns and flips. Each view costs the time and the disk space of one.",
     )
     split: str = _option(
         "auto",
@@ -211,6 +217,11 @@ class TrainConfig:
             raise RunError(
                 f"focal_gamma {self.focal_gamma:g} has no effect with imbalance {self.imbalance}; "
                 "remove it, or choose imbalance focal"
+            )
+        if self.views > 1 and not self.is_probe:
+            raise RunError(
+                f"views {self.views} has no effect without freeze {ALL_FROZEN}: --augment changes "
+                "the patches of other trainings; remove it"
             )
         if self.is_probe:
             unused = [name for name in _NOT_FROZEN if getattr(self, name)]

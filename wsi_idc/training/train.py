@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def train(
     overwrite: bool = False,
     micro_batch: int = 0,
     save_minutes: float = MINUTES_BETWEEN_SAVES,
+    store_encoder: bool = False,
     stop: StopRequest | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     loggers: Sequence[str] | None = None,
@@ -83,6 +85,8 @@ def train(
         micro_batch: Number of patches that a process computes at once; 0: all patches of its part
             of the batch. The number of patches per step does not change.
         save_minutes: Minutes between two saves within an epoch.
+        store_encoder: Whether the checkpoint of a linear probe contains the weights of its encoder.
+            They are also added to the checkpoint of a finished run, and never removed.
         stop: Request of the user to save and stop; checked after each step.
         on_epoch: Function that gets the record of each epoch after the epoch is saved. If the
             function raises an exception, the training stops and can be resumed.
@@ -91,15 +95,20 @@ def train(
     Raises:
         StoppedError: ``stop`` was set. The state is saved, and the same call resumes the training.
         RunError: ``run`` has other settings, the loss is not finite, or there is too little memory.
+        CheckpointError: A model or its weights cannot be used, or the licence of an encoder does
+            not permit ``store_encoder``.
     """
     settings = resolved_config(config, pack, split)
     # Check the arguments before the folder is created.
     run.validate_dir()
     devices: Any = {"device_config": device_config, "world": world}
+    load_finished = partial(
+        validation.load_or_recalibrate, config, pack, run, store_encoder=store_encoder, **devices
+    )
     if not overwrite:
         run.validate_config(settings)
         if _is_finished(run, world):
-            return validation.load_or_recalibrate(config, pack, run, **devices)
+            return load_finished()
     elif is_weights_file(config.weights):
         run.protect_weights(find_weights(Path(config.weights)))
     options = {"run": run, "micro_batch": micro_batch, **devices}
@@ -116,7 +125,8 @@ def train(
                 run.validate_config(settings)
             if overwrite or not _is_finished(run, world):
                 if config.is_probe:
-                    return fit_probe(training, settings, stop=stop, on_epoch=on_epoch)
+                    options = {"store_encoder": store_encoder, "on_epoch": on_epoch}
+                    return fit_probe(training, settings, stop=stop, **options)
                 return _run_epochs(
                     training,
                     settings,
@@ -131,7 +141,7 @@ def train(
             f"out of memory on {device_config.device}; give --micro-batch "
             f"{max(1, training.micro_batch // 2)}, or a smaller --input-size or --model"
         ) from None
-    return validation.load_or_recalibrate(config, pack, run, **devices)
+    return load_finished()
 
 
 def _is_finished(run: Run, world: World) -> bool:

@@ -22,6 +22,7 @@ from wsi_idc.inference.predict import predict_logits
 from wsi_idc.inference.probability import idc_probability
 from wsi_idc.metrics import classification as metrics
 from wsi_idc.models.checkpoint import Checkpoint, load_checkpoint, load_state, save_checkpoint
+from wsi_idc.models.pretrained import check_storable
 from wsi_idc.runtime.device import DeviceConfig
 from wsi_idc.runtime.distributed import World
 from wsi_idc.training.config import CALIBRATION_FIELDS, TrainConfig
@@ -119,10 +120,27 @@ def val_metrics(
 
 
 def load_or_recalibrate(
-    config: TrainConfig, pack: Pack, run: Run, *, device_config: DeviceConfig, world: World
+    config: TrainConfig,
+    pack: Pack,
+    run: Run,
+    *,
+    device_config: DeviceConfig,
+    world: World,
+    store_encoder: bool = False,
 ) -> Checkpoint:
-    """Load the checkpoint of a finished run; calibrate it again if calibration settings changed."""
+    """Load the checkpoint of a finished run; calibrate it again if calibration settings changed.
+
+    With ``store_encoder``, the file then contains all weights.
+    """
     checkpoint = load_checkpoint(run.best)
+    if store_encoder and checkpoint.encoder is not None:
+        check_storable(checkpoint.encoder, checkpoint.architecture)
+        world.barrier()
+        if world.is_main:
+            with run.lock():
+                save_checkpoint(run.best, replace(checkpoint, encoder=None))
+        world.barrier()
+        checkpoint = load_checkpoint(run.best)
     settings = {name: getattr(config, name) for name in CALIBRATION_FIELDS}
     is_current = all(checkpoint.config.get(name) == value for name, value in settings.items())
     world.barrier()
