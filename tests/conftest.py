@@ -32,7 +32,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("WSI_IDC_CACHE", str(home / "cache"))
     job = ("SLURM_JOB_ID", "SLURM_CPUS_PER_TASK", "SLURM_STEP_NUM_TASKS")
-    for name in ("WSI_IDC_DATA", "WSI_IDC_SCRATCH", "XDG_CACHE_HOME", *job):
+    for name in ("WSI_IDC_DATA", "WSI_IDC_SCRATCH", "WSI_IDC_WEIGHTS", "XDG_CACHE_HOME", *job):
         monkeypatch.delenv(name, raising=False)
 
 

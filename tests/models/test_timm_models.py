@@ -179,16 +179,23 @@ def run(*arguments: str, environment: dict[str, str], folder: Path) -> tuple[int
 @pytest.mark.slow
 def test_an_encoder_in_the_cache_of_the_hub_is_trained_and_mapped(small, tmp_path: Path):
     environment = hub_cache(tmp_path, "me/tiny")
-    train = ("train", "--model", "hf-hub:me/tiny", "--epochs", "1", "--data", str(small.path))
-    options = ("--split", "ratio:50/25/25", "--batch-size", "16")
+    train = ("train", "--model", "hf-hub:me/tiny", "--data", str(small.path))
+    options = ("--split", "ratio:50/25/25", "--freeze", "all")
     code, _, error = run(*train, *options, environment=environment, folder=tmp_path)
     assert code == 0, error
     (run_folder,) = (tmp_path / "runs").glob("hf-hub-me-tiny-*")
     record = json.loads((run_folder / "run.json").read_text())
     assert "hf-hub:me/tiny" in json.dumps(record)
+    content = torch.load(run_folder / "best.pt", weights_only=True)
+    assert content["state"].keys() == {"encoder.head.weight", "encoder.head.bias"}
     mapped = ("map", "--patient", small.patients[0], "--data", str(small.path))
     code, _, error = run(*mapped, environment=environment, folder=tmp_path)
     assert code == 0, error
+    (snapshot,) = (tmp_path / "hub").glob("*/snapshots/*")
+    (snapshot / "model.safetensors").unlink()
+    code, _, error = run(*mapped, "--overwrite", environment=environment, folder=tmp_path)
+    assert code == 1
+    assert "best.pt contains only the head: the files of hf-hub:me/tiny are not on this" in error
     # Elsewhere, the configuration of the checkpoint is missing.
     absent = {**environment, "HF_HOME": str(tmp_path / "empty")}
     code, _, error = run(*mapped, "--overwrite", environment=absent, folder=tmp_path)

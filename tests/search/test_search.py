@@ -1,5 +1,7 @@
 import importlib
 import json
+import logging
+import re
 import shutil
 import signal
 import sys
@@ -14,6 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from tests.cli.commands import Command
 from tests.one_trial import ONE_TRIAL
+from tests.packs import make_small_cohort
 from tests.stops import StopAfter
 from wsi_idc.cli.job import open_job
 from wsi_idc.core import errors
@@ -112,6 +115,18 @@ def test_a_point_is_trained_once(small: Pack, tmp_path: Path, sampler: str, capl
     table = pd.read_csv(tmp_path / "s" / "trials.csv")
     assert all(Path(run).is_dir() for run in table["run"])
     assert result.checkpoint.exists()
+
+
+def test_trials_with_one_encoder_share_its_features(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
+    pack = make_small_cohort(tmp_path / "small.h5")
+    fixed = {**FIXED, "freeze": "all", "weights": "none"}
+    spec = SearchSpec("probes", fixed, {"imbalance": ("none", "class-weights"), "views": (1, 2)})
+    assert len(search(spec, pack, folder=tmp_path / "probes", device="cpu").trials) == 4
+    computed = re.findall(r"features(?: of view 2)?: (\d+) computed", caplog.text)
+    assert [int(number) for number in computed] == [48, 0, 32, 0, 0, 0]
 
 
 def test_a_finished_search_is_only_read(done: SearchResult, small: Pack):

@@ -32,6 +32,9 @@ class EncoderSource:
     sha256: str
     licence: str | None = None
 
+    def __str__(self) -> str:
+        return "published weights" if self.weights == PUBLISHED else self.weights
+
 
 def head_state(arch: Architecture, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the entries of a state dict that belong to the head."""

@@ -55,7 +55,7 @@ def usual_normalization(arch: Architecture) -> Normalization:
 
 
 def published_licence(arch: Architecture) -> str | None:
-    """Return the licence of the published weights; None if there are none or it is not known."""
+    """Return the licence of the published weights; None if it is not known."""
     if isinstance(arch.imagenet, HubWeights):
         return arch.imagenet.licence
     return "bsd-3-clause" if arch.imagenet else None

@@ -129,6 +129,8 @@ def fit_probe(
         encoder=source,
     )
     save_checkpoint(run.best, checkpoint)
+    if source is not None:
+        logger.info("%s contains only the head, and needs the weights: %s", run.best, source)
     details = {"provenance": training.provenance, "best": checkpoint.metrics}
     run.write("finished", settings, details)
     return load_checkpoint(run.best)
