@@ -125,7 +125,7 @@ IMPOSSIBLE_INPUTS: tuple[dict[str, object], ...] = (
     ("changes", "message"),
     [
         ({"format": "other"}, "not a wsi-idc-checkpoint file"),
-        ({"schema_version": 99}, "version 99, but this program reads version 1"),
+        ({"schema_version": 99}, "version 99, but this program reads versions 1 and 2"),
         ({"architecture": "vgg"}, "unknown model 'vgg'"),
         ({"architecture": "cnn"}, "do not fit cnn"),
         ({"architecture": "regnet_y_128gf"}, "cam_layer is '.*' instead of '"),
@@ -141,6 +141,8 @@ IMPOSSIBLE_INPUTS: tuple[dict[str, object], ...] = (
         ({"smoothing": {"sigma_um": 100.0}}, DAMAGED),
         ({"neighbors": NEIGHBORS | {"patch_um": 1e9}}, "for patches of another size"),
         ({"neighbors": NEIGHBORS | {"weights": [1.0] * 7}}, "needs 6 finite weights"),
+        ({"encoder": {"weights": "imagenet"}}, DAMAGED),
+        ({"encoder": {"weights": "a", "sha256": "b", "licence": None}}, "do not fit cnn-bn"),
         ({"split": None}, DAMAGED),
         ({"split": {"S0001": "trein"}}, "a patient has the unknown role 'trein'"),
         ({"metrics": {"auc": torch.zeros(1)}}, DAMAGED),

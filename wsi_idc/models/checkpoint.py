@@ -316,7 +316,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     version = content.get("schema_version")
     if version not in SCHEMA_VERSIONS:
         raise CheckpointError(
-            f"{path}: checkpoint version {version}, but this program reads version "
+            f"{path}: checkpoint version {version}, but this program reads versions "
             f"{' and '.join(map(str, SCHEMA_VERSIONS))}; train the model again"
         )
     # Old files do not have these fields.
