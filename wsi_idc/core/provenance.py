@@ -18,6 +18,7 @@ _library_version = functools.cache(metadata.version)
 
 def provenance(**more: Any) -> dict[str, Any]:
     """Return a JSON-compatible record of this process; keyword arguments ``more`` are added."""
+    timm = ["timm"] if sys.modules.get("timm") else []  # optional; networks depend on its version
     return {
         "program": "wsi-idc",
         "version": __version__,
@@ -26,7 +27,7 @@ def provenance(**more: Any) -> dict[str, Any]:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "libraries": {name: _library_version(name) for name in _LIBRARIES},
+        "libraries": {name: _library_version(name) for name in (*_LIBRARIES, *timm)},
         **more,
     }
 

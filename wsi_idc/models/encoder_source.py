@@ -107,7 +107,7 @@ def _find_file(recorded: Path, checkpoint: Path) -> Path:
 def _remedy(arch: Architecture, source: EncoderSource) -> str:
     if source.weights == PUBLISHED:
         return (
-            "use the versions of torchvision and timm of the training (wsi-idc info), or train "
+            "install the versions of torchvision and timm that wsi-idc info shows, or train "
             f"{arch.name} again"
         )
     return f"set {WEIGHTS_ENV} to the file with which it was trained"
