@@ -2,6 +2,7 @@
 
 import functools
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,19 @@ from wsi_idc.models.registry import architecture
 
 
 def make_classifier(
-    name: str | Architecture, *, input_px: int | None = None, network: nn.Module | None = None
+    name: str | Architecture,
+    *,
+    input_px: int | None = None,
+    network: nn.Module | None = None,
+    interpolation: str = "bilinear",
 ) -> PatchClassifier:
     """Return an untrained classifier in eval mode, the same for the same arguments."""
     torch.manual_seed(0)
     arch = architecture(name) if isinstance(name, str) else name
     network = arch.build(2) if network is None else network
     mean, std = (0.8, 0.6, 0.7), (0.2, 0.25, 0.2)
-    return PatchClassifier(arch, network, input_px=input_px, mean=mean, std=std).eval()
+    options: Any = {"mean": mean, "std": std, "interpolation": interpolation}
+    return PatchClassifier(arch, network, input_px=input_px, **options).eval()
 
 
 def random_patches(count: int, *, patch_px: int = 50) -> Tensor:

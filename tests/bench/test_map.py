@@ -27,10 +27,14 @@ def measure(pack: Pack, folder: Path, **options: Any) -> BenchmarkResult:
     return bench_map(data, device_config=select_device("cpu"), **sizes)
 
 
-@pytest.mark.parametrize(("model", "size"), [("cnn-bn", 0), ("resnet18", 64)])
+@pytest.mark.parametrize(
+    ("model", "size"), [("cnn-bn", 0), ("resnet18", 64), ("timm:test_efficientnet", 128)]
+)
 def test_the_plain_script_gets_the_same_results(
     cohort: Pack, tmp_path: Path, model: str, size: int
 ):
+    if model.startswith("timm:"):
+        pytest.importorskip("timm", reason="timm is not installed")
     result = measure(cohort, tmp_path, model=model, input_size=size)
     assert result.differences["probability"] < 1e-5
     assert result.differences["CAM over its maximum"] < 1e-4

@@ -130,6 +130,18 @@ def test_config_follows_the_schema_of_wsinfer(name: str, input_px: int):
     assert {name: type(config[name]) for name in types} == types
 
 
+def test_config_has_bicubic_interpolation():
+    checkpoint = checkpoint_of("resnet18", 224)
+    checkpoint = replace(checkpoint, input=replace(checkpoint.input, interpolation="bicubic"))
+    steps = wsinfer_config(checkpoint)["transform"]
+    assert steps[1] == {"name": "Resize", "arguments": {"size": 224, "interpolation": 3}}
+    patch = torch.rand(3, 50, 50, generator=torch.Generator().manual_seed(0))
+    resized = transforms.Resize(**steps[1]["arguments"])(patch)
+    classifier = checkpoint.build()
+    values = classifier.preprocess(patch[None])[0] * classifier.std[0] + classifier.mean[0]
+    torch.testing.assert_close(values, resized, rtol=0, atol=1e-5)
+
+
 def test_weights_move_with_the_model(bundled: Path):
     """WSInfer reads on the CPU and then moves the model; frozen weights would stay behind."""
     model, network = load(bundled), checkpoint_of().build()

@@ -123,6 +123,9 @@ def test_a_stop_keeps_complete_files(extraction: FeatureExtraction, cohort: Pack
 def test_the_fingerprint_does_not_depend_on_the_head(trained: Checkpoint):
     classifier = trained.build()
     before = encoder_fingerprint(classifier)
+    classifier.interpolation = "bicubic"
+    assert encoder_fingerprint(classifier) != before
+    classifier.interpolation = "bilinear"
     with torch.no_grad():
         classifier.head.weight.zero_()
         assert encoder_fingerprint(classifier) == before

@@ -1,6 +1,8 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize, to_image, to_pil_image
 
 from tests.classifiers import make_classifier, random_patches
 from wsi_idc.models.classifier import to_images
@@ -34,3 +36,19 @@ def test_preprocessing_resizes_to_the_input_size_also_under_autocast(patch_px: i
     torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(classifier.preprocess(images), x)
+
+
+@pytest.mark.parametrize("patch_px", [50, 300])
+def test_bicubic_interpolation_is_that_of_torchvision_and_pillow(patch_px: int):
+    classifier = make_classifier("resnet18", input_px=96, interpolation="bicubic")
+    images = to_images(random_patches(2, patch_px=patch_px))
+    values = classifier.preprocess(images) * classifier.std + classifier.mean
+    mode = InterpolationMode.BICUBIC
+    resized = resize(images, [96, 96], interpolation=mode, antialias=True)
+    torch.testing.assert_close(values, resized, rtol=0, atol=1e-5)
+    # Pillow rounds to 8 bits and clips to 0..1. In a patch with less contrast, nothing is clipped.
+    images = images / 2 + 0.25
+    values = classifier.preprocess(images) * classifier.std + classifier.mean
+    for image, value in zip(images, values, strict=True):
+        pillow = resize(to_pil_image(image), [96, 96], interpolation=mode)
+        torch.testing.assert_close(value, to_image(pillow) / 255, rtol=0, atol=2 / 255)

@@ -49,6 +49,22 @@ def test_open_values_are_resolved(options: dict, expected: tuple):
     assert resolve(config) == config
 
 
+def test_the_interpolation_is_that_of_the_network():
+    pytest.importorskip("timm", reason="timm is not installed")
+    for options, expected in (
+        ({"model": "cnn"}, "bilinear"),
+        ({"model": "efficientnet_b0"}, "bilinear"),
+        ({"model": "timm:resnet18"}, "bicubic"),
+        ({"model": "timm:resnet18", "interpolation": "bilinear"}, "bilinear"),
+        ({"model": "timm:tf_efficientnet_lite4"}, "bilinear"),
+        ({"model": "resnet18", "interpolation": "bicubic"}, "bicubic"),
+    ):
+        config = resolve(TrainConfig(**options))
+        assert config.interpolation == expected
+        # Runs of version 0.1.0 have no such setting.
+        assert ("interpolation" in config.training_settings) == (expected == "bicubic")
+
+
 def test_a_file_of_initial_weights_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     reads = []
     monkeypatch.setattr("wsi_idc.training.config.sha256", lambda path: reads.append(path) or "a1")

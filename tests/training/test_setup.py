@@ -11,6 +11,7 @@ from wsi_idc.data.pack import Pack
 from wsi_idc.data.splits import Split
 from wsi_idc.runtime.distributed import World
 from wsi_idc.training.config import TrainConfig
+from wsi_idc.training.state import to_checkpoint
 
 
 def test_unknown_labels_are_never_trained_on(build: Any, small: Pack):
@@ -34,6 +35,15 @@ def test_the_input_is_normalized_by_the_train_patients_only(build: Any, small: P
 def test_the_normalization_may_be_chosen(build: Any, normalize: str, mean: list[float]):
     classifier = build(replace(CONFIG, normalize=normalize)).classifier
     assert classifier.mean.flatten().tolist() == pytest.approx(mean)
+
+
+def test_the_checkpoint_has_the_interpolation_of_the_training(build: Any):
+    for interpolation in ("bilinear", "bicubic"):
+        training = build(replace(CONFIG, interpolation=interpolation))
+        assert training.classifier.interpolation == interpolation
+        checkpoint = to_checkpoint(training)
+        assert checkpoint.input.interpolation == interpolation
+        assert checkpoint.build().interpolation == interpolation
 
 
 @pytest.mark.parametrize("imbalance", ["class-weights", "oversample", "focal", "none"])

@@ -58,7 +58,8 @@ def _png_loader(
         steps = [*flips, transforms.ColorJitter(0.1, 0.1, 0.1), *steps]
     if (side := classifier.input_px) is not None:
         # Resize the tensor, not the Pillow image: Pillow rounds resized pixels to 8 bits.
-        steps.append(transforms.Resize((side, side), antialias=True))
+        mode = transforms.InterpolationMode(classifier.interpolation)
+        steps.append(transforms.Resize((side, side), mode, antialias=True))
     mean, std = (value.flatten().tolist() for value in (classifier.mean, classifier.std))
     dataset = PngFiles(files, transforms.Compose([*steps, transforms.Normalize(mean, std)]))
     num_workers = available_cores()

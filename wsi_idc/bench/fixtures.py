@@ -171,9 +171,16 @@ def make_checkpoint(model: str, *, input_size: int, pack: Pack) -> tuple[Checkpo
     input_px = input_size or arch.input_px
     check_input_px(arch, input_px or info.patch_px)
     torch.manual_seed(_SEED)
-    spec = InputSpec(info.patch_px, info.mpp, input_px, info.mean, info.std)
+    sizes = info.patch_px, info.mpp, input_px
+    spec = InputSpec(*sizes, info.mean, info.std, arch.interpolation)
     network = arch.build(2)
-    classifier = PatchClassifier(arch, network, input_px=input_px, mean=spec.mean, std=spec.std)
+    classifier = PatchClassifier(
+        *(arch, network),
+        input_px=input_px,
+        mean=spec.mean,
+        std=spec.std,
+        interpolation=spec.interpolation,
+    )
     update_bn([torch.from_numpy(np.array(pack.patches[:_SETTLING_PATCHES]))], classifier)
     checkpoint = Checkpoint(
         architecture=arch.name,

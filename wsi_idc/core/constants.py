@@ -11,6 +11,7 @@ IDC = 1  # label of an IDC patch, and index of the class IDC
 ROLES = ("train", "val", "test")  # roles that a patient can have in a run
 NO_ROLE = "in no split"
 MAX_SEED = 2**32 - 1
+INTERPOLATIONS = ("bilinear", "bicubic")  # ways to resize a patch
 DEFAULT_RUNS = Path("runs")
 DEFAULT_MAPS = Path("maps")
 DEFAULT_REPORT = Path("report")

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 SPEC_VERSION = "1.0"
 _FILES = ("torchscript_model.pt", "config.json", "README.md")
 _BOX = 4  # number of Pillow's box filter: it computes the mean, as OpenCV's INTER_AREA does
+_BICUBIC = 3  # number of Pillow's filter; without a number, Resize is bilinear
 _TRACED_BATCH = 2
 _CHECKED_BATCHES = (1, 7)
 _TOLERANCE = 1e-4
@@ -90,7 +91,8 @@ def wsinfer_config(checkpoint: Checkpoint) -> dict[str, Any]:
     spec = checkpoint.input
     resizes: list[dict[str, int]] = [{"size": spec.patch_px, "interpolation": _BOX}]
     if spec.input_px not in (None, spec.patch_px):
-        resizes.append({"size": spec.input_px})
+        bicubic = {"interpolation": _BICUBIC} if spec.interpolation == "bicubic" else {}
+        resizes.append({"size": spec.input_px, **bicubic})
     return {
         "spec_version": SPEC_VERSION,
         "architecture": checkpoint.architecture,

@@ -76,7 +76,13 @@ def pretrained_encoder(
     else:
         normalization = pretrained.load_weights_file(network, arch, Path(weights))
     mean, std = normalization or pretrained.usual_normalization(arch)
-    classifier = PatchClassifier(arch, network, input_px=input_px or None, mean=mean, std=std)
+    classifier = PatchClassifier(
+        *(arch, network),
+        input_px=input_px or None,
+        mean=mean,
+        std=std,
+        interpolation=arch.interpolation,
+    )
     return _encoder(classifier.eval(), patch_px, mpp)
 
 

@@ -61,6 +61,7 @@ def write_features(
                 "input_px": classifier.input_px or patches.patch_px,
                 "mean": mean,
                 "std": std,
+                "interpolation": classifier.interpolation,
                 "provenance": json.dumps(provenance(**patches.provenance)),
             }
         )

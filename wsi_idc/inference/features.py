@@ -91,8 +91,13 @@ def feature_extractor(
 
 def _without_novelty(classifier: PatchClassifier) -> PatchClassifier:
     mean, std = (tuple(x.flatten().tolist()) for x in (classifier.mean, classifier.std))
-    arch, network, input_px = classifier.arch, classifier.network, classifier.input_px
-    return PatchClassifier(arch, network, input_px=input_px, mean=mean, std=std)
+    return PatchClassifier(
+        *(classifier.arch, classifier.network),
+        input_px=classifier.input_px,
+        mean=mean,
+        std=std,
+        interpolation=classifier.interpolation,
+    )
 
 
 def _to_numpy(recorded: list[Tensor], num: int) -> NDArray[np.float32]:
@@ -140,7 +145,8 @@ def encoder_fingerprint(classifier: PatchClassifier) -> str:
     arch = classifier.arch
     digest = encoder_digest(arch, classifier.network.state_dict())
     mean, std = (x.flatten().tolist() for x in (classifier.mean, classifier.std))
-    digest.update(json.dumps([arch.name, classifier.input_px, mean, std]).encode())
+    preprocessing = [classifier.input_px, mean, std, classifier.interpolation]
+    digest.update(json.dumps([arch.name, *preprocessing]).encode())
     return str(digest.hexdigest())
 
 

@@ -49,6 +49,7 @@ class Architecture:
             None.
         unused: Starts of names in published weights that this network does not have.
         prefix: Start of all names of weights that is not in published weights.
+        interpolation: Interpolation that resizes patches, "bilinear" or "bicubic".
     """
 
     name: str
@@ -60,6 +61,7 @@ class Architecture:
     imagenet: "WeightsEnum | HubWeights | None" = None
     unused: tuple[str, ...] = ()
     prefix: str = ""
+    interpolation: str = "bilinear"
 
 
 _DRAWS = (Tensor.normal_, Tensor.uniform_)

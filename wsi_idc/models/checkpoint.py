@@ -18,7 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wsi_idc.core.constants import NUM_CLASSES, POSSIBLE_MPP, POSSIBLE_TEMPERATURE, ROLES
+from wsi_idc.core.constants import (
+    INTERPOLATIONS,
+    NUM_CLASSES,
+    POSSIBLE_MPP,
+    POSSIBLE_TEMPERATURE,
+    ROLES,
+)
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.core.files import regular_file, starts_with, write_bytes
 from wsi_idc.models.architecture import build_empty
@@ -55,6 +61,8 @@ class InputSpec:
         mpp: Microns per pixel of a patch.
         input_px: Side in px to which patches are resized; None: patches are not resized.
         mean, std: Mean and standard deviation of each channel, to normalize values in 0..1.
+        interpolation: Interpolation that resizes patches, "bilinear" or "bicubic". Old checkpoints
+            have no value, and their patches are resized by bilinear interpolation.
     """
 
     patch_px: int
@@ -62,6 +70,7 @@ class InputSpec:
     input_px: int | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
         has_std = len(self.std) == 3 and all(0 < value < math.inf for value in self.std)
@@ -74,6 +83,8 @@ class InputSpec:
             raise ValueError(f"patches of {self.patch_px} px at {self.mpp:g} um/px are impossible")
         if self.input_px is not None and not 0 < self.input_px <= _MAX_INPUT_PX:
             raise ValueError(f"no network takes images of {self.input_px} px")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"{self.interpolation!r} is no interpolation")
 
 
 @dataclass(frozen=True)
@@ -137,6 +148,7 @@ class Checkpoint:
             input_px=spec.input_px,
             mean=spec.mean,
             std=spec.std,
+            interpolation=spec.interpolation,
             novelty=self.novelty,
         )
         return classifier.eval()
@@ -216,7 +228,9 @@ def _read_input(content: Any) -> InputSpec:
     input_px = content["input_px"]
     input_px = None if input_px is None else int(input_px)
     mean, std = (tuple(map(float, content[name])) for name in ("mean", "std"))
-    return InputSpec(int(content["patch_px"]), float(content["mpp"]), input_px, mean, std)
+    interpolation = str(content.get("interpolation", "bilinear"))
+    sizes = int(content["patch_px"]), float(content["mpp"]), input_px
+    return InputSpec(*sizes, mean, std, interpolation)
 
 
 def _read_smoothing(content: Any) -> Smoothing | None:

@@ -36,6 +36,7 @@ class PatchClassifier(nn.Module):
         input_px: Side in px to which patches are resized; None: patches are not resized.
         mean, std: Mean and standard deviation of each channel, to normalize values in 0..1.
             Their shape is (1, 3, 1, 1).
+        interpolation: Interpolation that resizes patches, "bilinear" or "bicubic".
         novelty: Novelty model of the train patches, or None.
     """
 
@@ -50,11 +51,12 @@ class PatchClassifier(nn.Module):
         input_px: int | None,
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        interpolation: str = "bilinear",
         novelty: NoveltyModel | None = None,
     ) -> None:
         super().__init__()
         self.arch, self.network, self.input_px = arch, network, input_px
-        self.novelty = novelty
+        self.interpolation, self.novelty = interpolation, novelty
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -62,13 +64,13 @@ class PatchClassifier(nn.Module):
         """Normalize the input of ``forward`` and resize it to the input size of the network."""
         images = to_images(x) if x.dtype == torch.uint8 else x
         # Patches are usually enlarged, so normalizing first is faster. The result is the same,
-        # because interpolation is a weighted mean.
+        # because interpolation is a weighted sum, and the weights add up to 1.
         x = (images - self.mean) / self.std
         if self.input_px is None or self.input_px == x.shape[-1]:
             return x
         size = (self.input_px, self.input_px)
         # contiguous: on a CPU, interpolation is faster if the channels are first in memory.
-        return F.interpolate(x.contiguous(), size=size, mode="bilinear", antialias=True)
+        return F.interpolate(x.contiguous(), size=size, mode=self.interpolation, antialias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logits of a batch, shape (N, num_classes).

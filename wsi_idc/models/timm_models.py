@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wsi_idc.core.constants import INTERPOLATIONS
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.architecture import OTHER_WEIGHTS, Architecture, HubWeights, build_empty
 from wsi_idc.models.feature_map import FEATURE_MAP, MappedNetwork, token_grid
@@ -74,7 +75,7 @@ def timm_architecture(name: str) -> Architecture:
         raise CheckpointError(f"{name}: timm cannot build this network: {error}") from None
     config: Any = encoder.pretrained_cfg
     repository = name.removeprefix(HUB)
-    input_px = int(config["input_size"][-1])
+    input_px, interpolation = int(config["input_size"][-1]), config["interpolation"]
     head = _head(encoder, name)
     form = _form(encoder, input_px, name)
     network = MappedNetwork(encoder, *form).eval()
@@ -99,6 +100,7 @@ def timm_architecture(name: str) -> Architecture:
             licence=config.get("license"),
         ),
         prefix="encoder.",
+        interpolation=interpolation if interpolation in INTERPOLATIONS else "bilinear",
     )
 
 

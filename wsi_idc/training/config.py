@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsi_idc.core.constants import MAX_SEED
+from wsi_idc.core.constants import INTERPOLATIONS, MAX_SEED
 from wsi_idc.core.errors import RunError
 from wsi_idc.core.files import regular_file, sha256
 from wsi_idc.core.metric_table import MONITOR_METRICS
@@ -30,7 +30,7 @@ _NOT_FROZEN = ("label_smoothing", "mixup", "cutmix", "cell_loss")
 # Settings that may change after a training, because they do not change the weights.
 CALIBRATION_FIELDS = ("threshold_by", "target_sensitivity")
 # Settings that were added after version 0.1.0, with their defaults.
-_ADDED_FIELDS = {"cutmix": 0.0, "cell_loss": 0.0, "views": 1}
+_ADDED_FIELDS = {"cutmix": 0.0, "cell_loss": 0.0, "interpolation": "bilinear", "views": 1}
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("epochs", "patience", "batch_size"), (1, math.inf)),
     **dict.fromkeys(("freeze", "learning_rate", "weight_decay"), (0, math.inf)),
@@ -77,6 +77,12 @@ class TrainConfig:
     )
     input_size: int = _option(
         0, "Side in px to which patches are resized; 0: usual size (cnn, cnn-bn: not resized)."
+    )
+    interpolation: str = _option(
+        "auto",
+        "Interpolation that resizes patches. auto: as the configuration of a network of timm "
+        "demands; bilinear for other networks.",
+        choices=("auto", *INTERPOLATIONS),
     )
     normalize: str = _option(
         "auto",
@@ -270,10 +276,11 @@ def resolved_config(config: TrainConfig, pack: "Pack", split: "Split") -> dict[s
 def resolve(config: TrainConfig) -> TrainConfig:
     """Return the settings with the defaults of the model in place of "auto" and 0.
 
-    The settings ``weights`` and ``normalize`` can be "auto". The settings ``input_size`` and
-    ``learning_rate`` can be 0. With initial weights, ``normalize`` stays "auto".
+    The settings ``weights``, ``interpolation`` and ``normalize`` can be "auto". The settings
+    ``input_size`` and ``learning_rate`` can be 0. With initial weights, ``normalize`` stays "auto".
     """
     name = config.model.replace("_", "-")
+    interpolation = "bilinear"
     if name in KNOWN_MODELS:
         input_px, has_imagenet = KNOWN_MODELS[name]
     else:
@@ -281,6 +288,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
 
         arch = architecture(config.model)
         name, input_px, has_imagenet = arch.name, arch.input_px or 0, arch.imagenet is not None
+        interpolation = arch.interpolation
     weights = config.weights
     if weights == "auto":
         weights = "imagenet" if has_imagenet else "none"
@@ -292,6 +300,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         weights=weights,
         normalize="dataset" if is_open else config.normalize,
         input_size=config.input_size or input_px,
+        interpolation=interpolation if config.interpolation == "auto" else config.interpolation,
         learning_rate=config.learning_rate or rate,
     )
 

@@ -171,7 +171,11 @@ def _build_model(config: TrainConfig, pack: Pack, train_rows: NDArray[np.int64])
         normalization = _IMAGENET if config.normalize == "imagenet" else _SYMMETRIC
     mean, std = normalization or pretrained.usual_normalization(arch)
     classifier = PatchClassifier(
-        arch, network, input_px=config.input_size or None, mean=mean, std=std
+        *(arch, network),
+        input_px=config.input_size or None,
+        mean=mean,
+        std=std,
+        interpolation=config.interpolation,
     )
     if config.weights != "none" and not config.is_probe and has_fused_batch_norm(network):
         logger.info("initial weights have fused batch norms: computing new ones from train patches")

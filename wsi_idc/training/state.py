@@ -126,7 +126,10 @@ def to_checkpoint(training: Training) -> Checkpoint:
     return Checkpoint(
         architecture=training.config.model,
         state=classifier.network.state_dict(),
-        input=InputSpec(info.patch_px, info.mpp, classifier.input_px, mean, std),
+        input=InputSpec(
+            *(info.patch_px, info.mpp, classifier.input_px, mean, std),
+            interpolation=classifier.interpolation,
+        ),
         class_names=info.class_names,
         cam_layer=classifier.arch.cam_layer,
         temperature=1.0,
