@@ -16,9 +16,13 @@ def test_the_usual_networks_are_listed(command: RunCommand):
 
 def test_networks_of_timm_are_listed_or_refused_with_the_reason(command: RunCommand):
     pytest.importorskip("timm", reason="timm is not installed")
-    result = command("models", "*it_128")  # the name levit_128
+    result = command("models", "coat_lite_mi*")
     assert (result.code, result.out) == (0, "")
-    assert "not supported: timm:levit_128 has several heads" in result.err
+    assert "not supported: timm:coat_lite_mini classifies its class token" in result.err
+    error = command("models", "timm:coat_lite_mini").error
+    assert error.startswith("Error: timm:coat_lite_mini classifies its class token")
+    (tagged,) = json.loads(command("models", "timm:test_vit.r160_in1k", "--json").out)["models"]
+    assert tagged["name"] == "timm:test_vit.r160_in1k"
     record = json.loads(command("models", "timm:test_vit", "--json").out)
     (model,) = record["models"]
     assert (model["name"], model["input_px"], model["cam_rows"]) == ("timm:test_vit", 160, 10)

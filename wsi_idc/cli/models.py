@@ -15,13 +15,14 @@ def models(pattern: str | None, as_json: bool) -> None:
     """List networks with size, CAM and weights.
 
     Without PATTERN, the command lists the usual networks. With PATTERN, it lists the networks of
-    timm whose names match: for example 'vit_small*'. wsi-idc train takes these names, and all
-    others of torchvision, timm:NAME and hf-hub:OWNER/NAME.
+    timm whose names match: for example 'vit_small*'. PATTERN may also be timm:NAME or
+    hf-hub:OWNER/NAME. wsi-idc train takes these names, and all others of torchvision.
 
     \b
     Examples:
       wsi-idc models
       wsi-idc models 'convnext_*'
+      wsi-idc models timm:vit_small_patch16_224.dino
     """
     from wsi_idc.models.catalog import describe_models
 

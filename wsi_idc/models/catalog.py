@@ -38,17 +38,21 @@ class ModelDescription:
 
 
 def describe_models(pattern: str | None) -> tuple[list[ModelDescription], dict[str, str]]:
-    """Describe the usual networks, or the networks of timm whose names match a pattern.
+    """Describe the usual networks, one network, or the networks of timm that match a pattern.
 
     Args:
-        pattern: Pattern of names of timm with ``*``, such as "vit_small*"; None: usual networks.
+        pattern: Pattern of names of timm with ``*``, such as "vit_small*"; or a name that begins
+            with "timm:" or "hf-hub:"; None: usual networks.
 
     Returns:
         Descriptions, and the reason for each network that is not supported.
 
     Raises:
-        CheckpointError: No name matches the pattern, or too many names match.
+        CheckpointError: No name matches the pattern, or too many names match; or the one network is
+            not supported.
     """
+    if pattern and ":" in pattern and not set("*?[").intersection(pattern):
+        return [_describe(architecture(pattern))], {}
     names = MODEL_NAMES if pattern is None else _timm_names(pattern)
     described, refused = [], {}
     for name in names:

@@ -23,7 +23,9 @@ class MappedNetwork(nn.Module):
         feature_map: Module that returns its input, shape (N, C, h, w).
     """
 
-    def __init__(self, encoder: nn.Module, layout: str, block: str | None) -> None:
+    def __init__(
+        self, encoder: nn.Module, layout: str, block: str | None, head: str | None = None
+    ) -> None:
         """Add the feature map to a network.
 
         Args:
@@ -32,19 +34,26 @@ class MappedNetwork(nn.Module):
             layout: Layout of the features: "NCHW", "NHWC", or "NTC" (tokens).
             block: Name of the block whose first input is the feature map; None: the feature map is
                 the input of the head.
+            head: Name of the module that computes logits from pooled features; None: the method
+                ``forward_head`` computes logits.
         """
         super().__init__()
         self.encoder, self.feature_map = encoder, nn.Identity()
-        self.layout, self.block = layout, block
+        self.layout, self.block, self.head = layout, block, head
         if block is not None:
             encoder.get_submodule(block).register_forward_pre_hook(self._before_block)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits (N, num_classes) of normalized images (N, 3, H, W)."""
         encoder: Any = self.encoder
-        if self.block is not None:
+        if self.block is not None and self.head is None:
             return encoder(x)
-        return encoder.forward_head(self._through_map(encoder.forward_features(x)))
+        features = encoder.forward_features(x)
+        if self.block is None:
+            features = self._through_map(features)
+        if self.head is None:
+            return encoder.forward_head(features)
+        return encoder.get_submodule(self.head)(encoder.forward_head(features, pre_logits=True))
 
     def _before_block(self, block: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return (self._through_map(inputs[0]), *inputs[1:])

@@ -66,6 +66,14 @@ def timm_architecture(name: str) -> Architecture:
         CheckpointError: timm has no such network, its configuration is not on this machine, or the
             logits do not depend on a square feature map.
     """
+    return examine(name)[0]
+
+
+def examine(name: str) -> tuple[Architecture, int]:
+    """Return the architecture of a name, and the rows of its feature map at the usual input size.
+
+    The feature map is square. The errors are those of ``timm_architecture``.
+    """
     try:
         create = _creator(name)
         encoder = build_empty(create, 2).to("meta").eval()
@@ -77,21 +85,22 @@ def timm_architecture(name: str) -> Architecture:
     repository = name.removeprefix(HUB)
     input_px, interpolation = int(config["input_size"][-1]), config["interpolation"]
     head = _head(encoder, name)
-    form = _form(encoder, input_px, name)
+    second_head = _second_head(encoder)
+    form = (*_form(encoder, input_px, name), second_head and second_head.removesuffix("_dist"))
     network = MappedNetwork(encoder, *form).eval()
-    with torch.no_grad():
-        if network(_image(input_px)).shape != (1, 2):
-            raise CheckpointError(f"{name} does not pool its features, so it has no logits")
+    logits, num_rows, after = _layers_after_map(network, input_px)
+    if logits.shape != (1, 2):
+        raise CheckpointError(f"{name} does not pool its features, so it has no logits")
 
     def build(num_classes: int) -> nn.Module:
         return MappedNetwork(create(num_classes), *form)
 
-    return Architecture(
+    arch = Architecture(
         name,
         build,
         cam_layer=FEATURE_MAP,
         head=f"encoder.{head}",
-        closed_form=_is_closed_form(network, head, input_px),
+        closed_form=_is_closed_form(network, head, after),
         input_px=input_px,
         imagenet=HubWeights(
             tuple(config["mean"]),
@@ -99,9 +108,11 @@ def timm_architecture(name: str) -> Architecture:
             repository=repository if name.startswith(HUB) else config.get("hf_hub_id") or "",
             licence=config.get("license"),
         ),
+        unused=(f"encoder.{second_head}.",) if second_head else (),
         prefix="encoder.",
         interpolation=interpolation if interpolation in INTERPOLATIONS else "bilinear",
     )
+    return arch, num_rows
 
 
 def list_names(pattern: str) -> list[str]:
@@ -116,10 +127,18 @@ def _creator(name: str) -> Callable[..., nn.Module]:
         near = difflib.get_close_matches(model, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "see timm.list_models()"
         raise CheckpointError(f"timm has no model {model!r}; {hint}")
+    # Only some transformers have this argument: they take images of any size.
+    any_size = {"dynamic_img_size": True}
     args = _ENCODER_ARGS.get(repository.lower(), {})
 
     def create(num_classes: int, **options: Any) -> nn.Module:
-        network = timm.create_model(model, num_classes=num_classes, **(args | options))
+        options = {"num_classes": num_classes, **args, **options}
+        try:
+            network = timm.create_model(model, **(any_size | options))
+        except TypeError:
+            network = timm.create_model(model, **options)
+        if head_dist := _second_head(network):
+            network.set_submodule(head_dist, nn.Identity())
         # Some families start with logits of two digits, because their rule is for 1000 classes.
         head = getattr(network, "get_classifier", lambda: None)()
         if isinstance(head, nn.Linear | nn.Conv2d):
@@ -128,19 +147,26 @@ def _creator(name: str) -> Callable[..., nn.Module]:
                 nn.init.zeros_(head.bias)
         return network
 
-    if "dynamic_img_size" in args:
-        return create
-    dynamic = functools.partial(create, dynamic_img_size=True)
-    try:  # only some transformers take images of another size than the usual one
-        build_empty(dynamic, 2)
-    except TypeError:
-        return create
-    return dynamic
+    return create
+
+
+def _second_head(encoder: Any) -> str | None:
+    """Return the name of a head for distillation, such as "head_dist", whose logits are averaged.
+
+    This head is not used: the mean of two linear layers is a linear layer.
+    """
+    classifier = encoder.pretrained_cfg["classifier"]
+    if not isinstance(classifier, tuple) or len(classifier) != 2:
+        return None
+    start, found, _ = classifier[1].partition("head_dist")
+    return f"{start}{found}" if found and classifier[0].startswith(f"{start}head") else None
 
 
 def _head(encoder: Any, name: str) -> str:
     """Return the name of the last layer."""
     classifier = encoder.pretrained_cfg["classifier"]
+    if _second_head(encoder):
+        classifier = classifier[0]
     if isinstance(classifier, tuple):
         raise CheckpointError(f"{name} has several heads; choose another model")
     layer = dict(encoder.named_modules()).get(classifier)
@@ -182,20 +208,29 @@ def _form(encoder: Any, input_px: int, name: str) -> tuple[str, str | None]:
     return "NTC", f"blocks.{len(blocks) - 1}" if is_token else None
 
 
-def _is_closed_form(network: MappedNetwork, head: str, input_px: int) -> bool:
+def _layers_after_map(network: MappedNetwork, input_px: int) -> tuple[Tensor, int, list[nn.Module]]:
+    """Return the logits, the rows of the feature map, and the layers that run after the map."""
+    layers: list[nn.Module] = []
+    num_rows: list[int] = []
+    with contextlib.ExitStack() as stack:
+        for module in network.modules():
+            if not any(module.children()):
+                hook = module.register_forward_hook(lambda layer, *_: layers.append(layer))
+                stack.enter_context(hook)
+        hook = network.feature_map.register_forward_hook(
+            lambda _, inputs, output: num_rows.append(output.shape[2])
+        )
+        stack.enter_context(hook)
+        with torch.no_grad():
+            logits = network(_image(input_px))
+    return logits, num_rows[-1], layers[layers.index(network.feature_map) + 1 :]
+
+
+def _is_closed_form(network: MappedNetwork, head: str, after: list[nn.Module]) -> bool:
     """Return whether only average pooling and a linear layer follow the feature map."""
     linear = network.encoder.get_submodule(head)
     if network.layout == "NTC" or not isinstance(linear, nn.Linear):
         return False
-    after: list[nn.Module] = []
-    with contextlib.ExitStack() as stack:
-        for module in network.modules():
-            if not any(module.children()):
-                hook = module.register_forward_hook(lambda layer, *_: after.append(layer))
-                stack.enter_context(hook)
-        with torch.no_grad():
-            network(_image(input_px))
-    after = after[after.index(network.feature_map) + 1 :]
     kinds = [type(layer).__name__ for layer in after if layer is not linear]
     return linear in after and set(kinds) <= _PASSIVE and not _AVERAGE.isdisjoint(kinds)
 
