@@ -1,6 +1,6 @@
 """Write docs/timm-models.csv and docs/timm-models.md: the networks of timm that have a CAM here.
 
-    python tools/timm_table.py                 # names that are not in the table: up to half an hour
+    python tools/timm_table.py                 # names that are not in the table, in some minutes
     python tools/timm_table.py levit resnet    # these families again
 
 Each network is built without weights. A network that takes longer than a minute counts as refused.
