@@ -4,14 +4,12 @@ The script prints a table in Markdown. Other processes that only compute keep th
 """
 
 import argparse
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
 from options import benchmark_data, make_parser
+from processes import busy_processes
 
 from wsi_idc.bench.fixtures import make_checkpoint
 from wsi_idc.bench.timing import Rates, interleave
@@ -24,19 +22,6 @@ from wsi_idc.models.cam import CamSpec
 from wsi_idc.runtime.device import select_device
 
 _ONE, _SEVERAL = "one batch", "in flight"
-
-
-@contextmanager
-def busy_processes(num: int) -> Iterator[None]:
-    """Context manager: ``num`` other processes compute without a pause."""
-    command = [sys.executable, "-c", "while True: pass"]
-    processes = [subprocess.Popen(command) for _ in range(num)]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 def measure(

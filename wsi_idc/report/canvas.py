@@ -1,10 +1,12 @@
 """Parts of a patient's page: canvas with layers and cells, histogram, controls."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from bokeh import models
+from bokeh.core.properties import value
+from bokeh.model import Model
 from bokeh.models import ColumnDataSource, CustomJS, GlyphRenderer, RadioButtonGroup, Slider
 from bokeh.plotting import figure
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from wsi_idc.geometry.grid import scatter_to_grid
 from wsi_idc.geometry.regions import region_boundary
 from wsi_idc.maps.layers import OPTIONAL_VALUES, crop_to_patches, flag_numbers
-from wsi_idc.maps.patient_map import PatientMap, SecondProbability
+from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.plotting.colors import FLAG_COLORS, LABEL_COLORS
 from wsi_idc.report.layers import (
     CALLED_COLOR,
@@ -57,10 +59,10 @@ class TissuePicture(NamedTuple):
     h: float
 
 
-def build_sources(
+def source_columns(
     patient_map: PatientMap, pictures: Sequence[TissuePicture], *, threshold: float
-) -> dict[str, ColumnDataSource]:
-    """Return the data sources of the canvas; ``threshold`` is the lowest value called IDC."""
+) -> dict[str, Mapping[str, Any]]:
+    """Return the columns of each data source; ``threshold`` is the lowest value called IDC."""
     cropped = crop_to_patches(patient_map)
     rows_cols, shape = cropped.row_col, cropped.shape
     called = patient_map.probability >= threshold
@@ -85,8 +87,11 @@ def build_sources(
         "tissue": {
             name: [getattr(picture, name) for picture in pictures] for name in TissuePicture._fields
         },
+        "bars": histogram(patient_map.probability, patient_map.label),
     }
-    return {name: ColumnDataSource(data, name=name) for name, data in columns.items()}
+    if (second := patient_map.second_probability) is not None:
+        columns["second_bars"] = histogram(second.values, patient_map.label)
+    return columns
 
 
 def _outline(members: NDArray[np.bool_], cropped: PatientMap) -> Mapping[str, NDArray]:
@@ -114,18 +119,10 @@ def _lines(ends: NDArray) -> Mapping[str, NDArray]:
 
 
 def build_canvas(
-    patient_map: PatientMap, layers: Sequence[PageLayer], sources: Mapping[str, ColumnDataSource]
+    layers: Sequence[PageLayer], sources: Mapping[str, ColumnDataSource]
 ) -> tuple[figure, dict[str, list[GlyphRenderer]]]:
-    """Build the canvas. Return the canvas, and a dict from layer name to renderers."""
-    rows, cols = crop_to_patches(patient_map).shape
-    cell_mm = patient_map.cell_px * patient_map.mpp / 1000
-    width, height = cols * cell_mm, rows * cell_mm
-    # The ranges have the aspect ratio of the figure, so that cells are square.
-    mm_per_px = _MARGIN * max(width / (_WIDTH - _TOOLBAR), height / _HEIGHT)
-    across, down = mm_per_px * _WIDTH / 2, mm_per_px * _HEIGHT / 2
-    middle = width / 2 + mm_per_px * _TOOLBAR / 2  # shifted, so that the toolbar covers no cell
-    x_range = models.Range1d(middle - across, middle + across)
-    y_range = models.Range1d(height / 2 + down, height / 2 - down)
+    """Build the canvas, without its size. Return it and a dict from layer name to renderers."""
+    x_range, y_range = models.Range1d(), models.Range1d()
     canvas = figure(
         x_axis_location=None, y_axis_location=None, tools=_TOOLS, active_scroll="wheel_zoom"
     )
@@ -143,18 +140,39 @@ def build_canvas(
             continue
         source = sources["errors" if layer.name == "errors" else "grids"]
         mapper = _color_mapper(layer)
-        image = canvas.image(layer.name, 0, 0, width, height, color_mapper=mapper, source=source)
+        image = canvas.image(layer.name, 0, 0, 1, 1, color_mapper=mapper, source=source)
         renderers[layer.name] = [image]
     renderers["mask"] = _draw_lines(canvas, sources["mask"], MASK_COLOR, dash="solid")
     renderers["truth"] = _draw_lines(canvas, sources["truth"], TRUTH_COLOR, dash="5 4")
     renderers["regions"] = _draw_lines(canvas, sources["regions"], CALLED_COLOR, dash="solid")
-    _add_cell_tools(canvas, sources["patches"], cell_mm)
+    _add_cell_tools(canvas, sources["patches"])
     scale_bar = models.ScaleBar(range=x_range, unit="mm", location="bottom_left", bar_length=0.15)
     scale_bar.update(bar_line_width=3, label_text_font_size="13px", border_line_color=None)
     scale_bar.update(background_fill_color="white", background_fill_alpha=0.85)
     canvas.add_layout(scale_bar)
     _remove_unused_glyphs(canvas)
     return canvas, renderers
+
+
+def canvas_values(
+    patient_map: PatientMap, canvas: figure
+) -> Iterator[tuple[Model, dict[str, Any]]]:
+    """Yield the models of a canvas whose values depend on the size of a map, and these values."""
+    rows, cols = crop_to_patches(patient_map).shape
+    cell_mm = patient_map.cell_px * patient_map.mpp / 1000
+    width, height = cols * cell_mm, rows * cell_mm
+    # The ranges have the aspect ratio of the figure, so that cells are square.
+    mm_per_px = _MARGIN * max(width / (_WIDTH - _TOOLBAR), height / _HEIGHT)
+    across, down = mm_per_px * _WIDTH / 2, mm_per_px * _HEIGHT / 2
+    middle = width / 2 + mm_per_px * _TOOLBAR / 2  # shifted, so that the toolbar covers no cell
+    yield canvas.x_range, {"start": middle - across, "end": middle + across}
+    yield canvas.y_range, {"start": height / 2 + down, "end": height / 2 - down}
+    for renderer in canvas.renderers:
+        if isinstance(renderer.glyph, models.Image):
+            yield renderer.glyph, {"dw": value(width), "dh": value(height)}
+        elif isinstance(renderer.glyph, models.Rect):
+            for cell in (renderer.glyph, renderer.selection_glyph):
+                yield cell, {"width": value(cell_mm), "height": value(cell_mm)}
 
 
 def _remove_unused_glyphs(canvas: figure) -> None:
@@ -164,7 +182,8 @@ def _remove_unused_glyphs(canvas: figure) -> None:
 
 
 def _color_mapper(layer: PageLayer) -> models.LinearColorMapper:
-    palette, high = list(layer.palette), layer.vmax
+    """Return the colors of a layer, for values up to 1 if the layer has a color bar."""
+    palette, high = list(layer.palette), 1.0
     if layer.name == "cam":  # levels of ``cam_levels``; level 0 is a cell without a patch
         palette, high = [_CLEAR, *palette[1:]], 256
     elif layer.name in _CODE_PALETTES:
@@ -183,10 +202,10 @@ def _draw_lines(
     return [halo, line]
 
 
-def _add_cell_tools(canvas: figure, patches: ColumnDataSource, side: float) -> None:
+def _add_cell_tools(canvas: figure, patches: ColumnDataSource) -> None:
     """Add invisible cells with hover and tap tools. A selected cell gets an outline."""
-    cells = canvas.rect("x_mm", "y_mm", side, side, fill_alpha=0, line_alpha=0, source=patches)
-    cells.selection_glyph = models.Rect(x="x_mm", y="y_mm", width=side, height=side, fill_alpha=0)
+    cells = canvas.rect("x_mm", "y_mm", 1, 1, fill_alpha=0, line_alpha=0, source=patches)
+    cells.selection_glyph = models.Rect(x="x_mm", y="y_mm", width=1, height=1, fill_alpha=0)
     cells.selection_glyph.update(line_color=_SELECTED_COLOR, line_width=3)
     tips = {
         "probability": "@probability{0.000}",
@@ -209,24 +228,23 @@ def _add_cell_tools(canvas: figure, patches: ColumnDataSource, side: float) -> N
     )
 
 
-def threshold_slider(threshold: float) -> Slider:
+def threshold_slider() -> Slider:
     """Return the slider that sets the threshold."""
-    slider = Slider(start=0, end=1, step=0.005, value=threshold, title=None)
+    slider = Slider(start=0, end=1, step=0.005, value=0, title=None)
     slider.update(name="threshold", show_value=False, tooltips=False, bar_color=CALLED_COLOR)
     slider.update(sizing_mode="stretch_width", margin=(0, 14))  # aligned with the histogram
     return slider
 
 
-def probability_toggle(second: SecondProbability | None) -> RadioButtonGroup:
+def probability_toggle(labels: Sequence[str]) -> RadioButtonGroup:
     """Return the buttons that choose which probability is used: the main or the second one."""
-    labels = ["probability", second.title.lower()] if second else ["probability"]
-    toggle = RadioButtonGroup(labels=labels, active=0, name="by")
+    toggle = RadioButtonGroup(labels=list(labels), active=0, name="by")
     toggle.update(stylesheets=[_SMALL], margin=(0, 0, 8, 0))
     return toggle
 
 
 def histogram_chart(
-    patient_map: PatientMap, threshold: float, toggle: RadioButtonGroup
+    sources: Mapping[str, ColumnDataSource], toggle: RadioButtonGroup
 ) -> tuple[figure, models.Span]:
     """Return the histogram of the chosen probability, and the line at the threshold."""
     chart = figure(x_range=(0, 1), tools="", toolbar_location=None, y_axis_location=None)
@@ -236,25 +254,22 @@ def histogram_chart(
     chart.grid.visible = False
     chart.xaxis.ticker = [0, 0.25, 0.5, 0.75, 1]
     chart.xaxis.formatter = models.NumeralTickFormatter(format="0.00")
-    first = _draw_bars(chart, patient_map.probability, patient_map.label)
-    if (probability := patient_map.second_probability) is not None:
-        second = _draw_bars(chart, probability.values, patient_map.label)
+    first = _draw_bars(chart, sources["bars"])
+    if "second_bars" in sources:
+        second = _draw_bars(chart, sources["second_bars"])
         for bars in second:
             bars.visible = False
         code = "first.forEach((bars) => { bars.visible = toggle.active === 0 }); "
         code += "second.forEach((bars) => { bars.visible = toggle.active === 1 })"
         arguments = {"first": first, "second": second, "toggle": toggle}
         toggle.js_on_change("active", CustomJS(args=arguments, code=code))
-    line = models.Span(location=threshold, dimension="height", line_color="#111111", line_width=2)
+    line = models.Span(location=0, dimension="height", line_color="#111111", line_width=2)
     chart.add_layout(line)
     return chart, line
 
 
-def _draw_bars(
-    chart: figure, values: NDArray[np.float32], label: NDArray[np.int8]
-) -> list[GlyphRenderer]:
+def _draw_bars(chart: figure, source: ColumnDataSource) -> list[GlyphRenderer]:
     """Draw histogram bars for each label that occurs, in the color of the label."""
-    source = ColumnDataSource(histogram(values, label))
     bars = []
     for code in (-1, 0, 1):
         if (top := f"top_{code}") in source.data:
@@ -264,18 +279,18 @@ def _draw_bars(
     return bars
 
 
-def reset_button(
-    slider: Slider, toggle: RadioButtonGroup, threshold: float, patient_map: PatientMap
-) -> models.Button:
-    """Return a button that resets the threshold. Changing ``toggle`` also resets the threshold."""
-    second = patient_map.second_probability
-    thresholds = [threshold, second.threshold if second else threshold]
+def reset_button(slider: Slider, toggle: RadioButtonGroup) -> tuple[models.Button, CustomJS]:
+    """Return a button that resets the threshold, and its callback.
+
+    The argument ``thresholds`` of the callback has a threshold for each button of ``toggle``.
+    Pressing a button of ``toggle`` also resets the threshold.
+    """
     button = models.Button(label="Reset", name="reset", width=56, height=24, stylesheets=[_SMALL])
-    arguments = {"slider": slider, "toggle": toggle, "thresholds": thresholds}
+    arguments = {"slider": slider, "toggle": toggle, "thresholds": []}
     reset = CustomJS(args=arguments, code="slider.value = thresholds[toggle.active ?? 0]")
     button.js_on_click(reset)
     toggle.js_on_change("active", reset)
-    return button
+    return button, reset
 
 
 def layer_controls(layer: PageLayer, renderers: list[GlyphRenderer]) -> list[models.Model]:

@@ -1,16 +1,16 @@
 """Make the page of a map: one HTML file with a bokeh document and all data."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 from bokeh.document import Document
-from bokeh.embed import file_html
 from bokeh.events import DocumentReady
-from bokeh.models import CustomJS
-from bokeh.resources import CDN, INLINE
+from bokeh.models import ColumnDataSource, CustomJS
+from bokeh.resources import CDN, INLINE, Resources
 from bokeh.settings import settings
 from numpy.typing import NDArray
 
@@ -23,11 +23,12 @@ from wsi_idc.plotting.raster import resize
 from wsi_idc.report.canvas import (
     TissuePicture,
     build_canvas,
-    build_sources,
+    canvas_values,
     histogram_chart,
     layer_controls,
     probability_toggle,
     reset_button,
+    source_columns,
     threshold_slider,
 )
 from wsi_idc.report.cohort_page import row_key
@@ -39,6 +40,7 @@ from wsi_idc.report.layers import (
     page_layers,
     slide_corner_mm,
 )
+from wsi_idc.report.page_document import PageDocument
 
 settings.perform_document_validation = False  # this check takes a sixth of the time of a page
 DIGEST_NAME, CARD_ID = "wsi-idc-digest", "card"
@@ -88,9 +90,15 @@ def patient_page(
     neighbors = [("previous", context.previous), ("next", context.next)]
     pictures, scale = tissue_pictures(patient_map, image)
     layers = page_layers(patient_map, has_tissue=bool(pictures))
+    columns = source_columns(patient_map, pictures, threshold=row["threshold"])
+    second = patient_map.second_probability
     document = _build_document(
-        patient_map, layers, pictures, threshold=row["threshold"], patch_scale=scale
+        tuple(replace(layer, vmax=1.0, keys=()) for layer in layers),
+        tuple((name, tuple(values)) for name, values in columns.items()),
+        second and (second.name, second.title),
+        has_script_file=bool(context.script_file),
     )
+    document.set_map(patient_map, layers, columns, threshold=row["threshold"], patch_scale=scale)
     title = f"Patient {patient_map.map_name}: wsi-idc"
     template = page_template("report/templates/patient.html")
     variables = {
@@ -99,7 +107,7 @@ def patient_page(
         "flagged": _flagged(patient_map),
         "row": {**row, "cell_um": patient_map.cell_px * patient_map.mpp},
         "layers": layers,
-        "names": [root.name for root in document.roots],
+        "names": document.names,
         "outcome_colors": OUTCOME_COLORS,
         "has_image": scale > 0,
         "cam_title": cam_title(patient_map),
@@ -116,14 +124,7 @@ def patient_page(
         "card_id": CARD_ID,
         "card": context.card.replace("<", "\\u003c"),
     }
-    return file_html(
-        document,
-        CDN if context.script_file else INLINE,  # the template ignores the links of the CDN
-        title,
-        template=template,
-        template_variables=variables,
-        suppress_callback_warning=True,  # skip a slow check of callbacks in Python
-    )
+    return document.page.render(template, title, variables)
 
 
 def tissue_pictures(
@@ -162,51 +163,113 @@ def _clear_empty_cells(image: NDArray[np.uint8], cropped: PatientMap) -> NDArray
     return np.dstack([image, resize(has_patch, height=height, width=width)])
 
 
+class _PatientDocument:
+    """Document of the pages of all maps with the same layers and columns.
+
+    Attributes:
+        page: The document, as JSON with the values of one map.
+        names: Names of the roots of the document; each root is a part of the page.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[PageLayer],
+        columns: Sequence[tuple[str, Sequence[str]]],
+        second: tuple[str, str] | None,
+        resources: Resources,
+    ) -> None:
+        self._sources = {
+            name: ColumnDataSource({column: [] for column in names}, name=name)
+            for name, names in columns
+        }
+        self._slider = slider = threshold_slider()
+        second_name, second_title = second or ("", "")
+        labels = ["probability", second_title.lower()] if second else ["probability"]
+        toggle = probability_toggle(labels)
+        self._canvas, self._renderers = build_canvas(layers, self._sources)
+        chart, self._line = histogram_chart(self._sources, toggle)
+        button, self._reset = reset_button(slider, toggle)
+        roots = [self._canvas, chart, slider, button]
+        if second:
+            roots.append(toggle)
+        for layer in layers:
+            roots += layer_controls(layer, self._renderers[layer.name])
+        arguments = {name: self._sources[name] for name in ("patches", "errors", "regions")}
+        arguments |= {"threshold": slider, "toggle": toggle, "line": self._line}
+        arguments |= {"second": second_name, "grid": {}}
+        code = read_text("report/templates/redraw.js")
+        self._redraw = redraw = CustomJS(args=arguments, code=code)
+        arguments = {name: self._sources[name] for name in ("patches", "grids", "tissue")}
+        arguments |= {"grid": {}, "cam_palette": PALETTES["cam"]}
+        arguments |= {"side_px": 0, "label_names": {}, "flag_bits": []}
+        self._show = show = CustomJS(args=arguments, code=read_text("report/templates/show.js"))
+        slider.js_on_change("value", redraw)
+        toggle.js_on_change("active", redraw)
+        selected = self._sources["patches"].selected
+        selected.js_on_change("indices", show)
+        document = Document()
+        with document.models.freeze():  # without this, bokeh checks all models for each root
+            for root in roots:
+                document.add_root(root)
+            document.js_on_event(DocumentReady, redraw, show)
+        self.names = [root.name for root in roots]
+        self.page = PageDocument(document, resources)
+
+    def set_map(
+        self,
+        patient_map: PatientMap,
+        layers: Sequence[PageLayer],
+        columns: Mapping[str, Mapping[str, Any]],
+        *,
+        threshold: float,
+        patch_scale: float,
+    ) -> None:
+        """Replace the values of the document by those of a map."""
+        page, second = self.page, patient_map.second_probability
+        for name, values in columns.items():
+            page.set_values(self._sources[name], data=values)
+        highest = int(np.argmax(np.nan_to_num(patient_map.probability)))
+        page.set_values(self._sources["patches"].selected, indices=[highest])
+        for model, values in canvas_values(patient_map, self._canvas):
+            page.set_values(model, **values)
+        for layer in layers:
+            if layer.palette and layer.name != "cam":
+                mapper = self._renderers[layer.name][0].glyph.color_mapper
+                page.set_values(mapper, high=layer.vmax)
+        page.set_values(self._slider, value=threshold)
+        page.set_values(self._line, location=threshold)
+        second_threshold = second.threshold if second else threshold
+        page.set_arguments(self._reset, thresholds=[threshold, second_threshold])
+        rows, cols = crop_to_patches(patient_map).shape
+        cell_mm = patient_map.cell_px * patient_map.mpp / 1000
+        page.set_arguments(self._redraw, grid={"rows": rows, "cols": cols, "cell_mm": cell_mm})
+        page.set_arguments(
+            self._show,
+            grid={"rows": rows, "cols": cols},
+            side_px=patient_map.cell_px * patch_scale,
+            label_names={str(label): name for label, name in label_names(patient_map).items()},
+            flag_bits=[list(flag) for flag in patient_map.flag_bits.items()],
+        )
+
+
+@lru_cache(maxsize=8)
 def _build_document(
-    patient_map: PatientMap,
-    layers: Sequence[PageLayer],
-    pictures: Sequence[TissuePicture],
+    layers: tuple[PageLayer, ...],
+    columns: tuple[tuple[str, tuple[str, ...]], ...],
+    second: tuple[str, str] | None,
     *,
-    threshold: float,
-    patch_scale: float,
-) -> Document:
-    """Build the bokeh document of a page. Each part of the page is a named root of the document."""
-    sources = build_sources(patient_map, pictures, threshold=threshold)
-    second = patient_map.second_probability
-    slider, toggle = threshold_slider(threshold), probability_toggle(second)
-    canvas, renderers = build_canvas(patient_map, layers, sources)
-    chart, line = histogram_chart(patient_map, threshold, toggle)
-    roots = [canvas, chart, slider, reset_button(slider, toggle, threshold, patient_map)]
-    if second is not None:
-        roots.append(toggle)
-    for layer in layers:
-        roots += layer_controls(layer, renderers[layer.name])
-    rows, cols = crop_to_patches(patient_map).shape
-    cell_mm = patient_map.cell_px * patient_map.mpp / 1000
-    arguments = {name: sources[name] for name in ("patches", "errors", "regions")}
-    arguments |= {"threshold": slider, "toggle": toggle, "line": line}
-    arguments["second"] = second.name if second else ""
-    arguments["grid"] = {"rows": rows, "cols": cols, "cell_mm": cell_mm}
-    redraw = CustomJS(args=arguments, code=read_text("report/templates/redraw.js"))
-    arguments = {name: sources[name] for name in ("patches", "grids", "tissue")}
-    arguments |= {"grid": {"rows": rows, "cols": cols}, "cam_palette": PALETTES["cam"]}
-    arguments["side_px"] = patient_map.cell_px * patch_scale
-    arguments["label_names"] = {
-        str(label): name for label, name in label_names(patient_map).items()
-    }
-    arguments["flag_bits"] = [list(flag) for flag in patient_map.flag_bits.items()]
-    show = CustomJS(args=arguments, code=read_text("report/templates/show.js"))
-    slider.js_on_change("value", redraw)
-    toggle.js_on_change("active", redraw)
-    selected = sources["patches"].selected
-    selected.js_on_change("indices", show)
-    selected.indices = [int(np.argmax(np.nan_to_num(patient_map.probability)))]
-    document = Document()
-    with document.models.freeze():  # without this, bokeh checks all models again for each root
-        for root in roots:
-            document.add_root(root)
-        document.js_on_event(DocumentReady, redraw, show)
-    return document
+    has_script_file: bool,
+) -> _PatientDocument:
+    """Build the document of all maps with the same layers and columns.
+
+    Args:
+        layers: Layers without the values of a map.
+        columns: For each data source, its name and the names of its columns.
+        second: Name and title of the second probability, if the maps have one.
+        has_script_file: Whether a file beside the page has the code of bokeh.
+    """
+    resources = CDN if has_script_file else INLINE  # the template ignores the links of the CDN
+    return _PatientDocument(layers, columns, second, resources)
 
 
 def provenance_of(patient_map: PatientMap) -> list[tuple[str, str]]:

@@ -1,0 +1,139 @@
+"""Compare `wsi-idc map` of this checkout with that of an earlier version, by turns.
+
+git worktree add ../before COMMIT
+python benchmarks/before_after.py ../before
+
+Each run is a complete process with default flags. Both versions use the same Python, packages,
+synthetic patches and checkpoints; the earlier version gives the bundled model.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from processes import Usage, busy_processes, run_process
+
+from wsi_idc.bench.fixtures import drawn_pack, make_checkpoint
+from wsi_idc.models.checkpoint import save_checkpoint
+from wsi_idc.models.checkpoint_files import BUNDLED
+
+_AFTER = Path(__file__).resolve().parents[1]
+_BUNDLED_FILE = Path("wsi_idc/models/bundled/idc.pt")
+_QUICK = 20  # --quick: one in 20 patches, but at least 4
+
+
+class Row(NamedTuple):
+    """Work that both versions do; without patches, they map a slide."""
+
+    model: str
+    patches: int = 0
+    per_patient: int = 10_000
+    busy: int = 0
+
+    @property
+    def title(self) -> str:
+        """Text that describes the work."""
+        patients = -(-self.patches // self.per_patient)
+        work = f"{self.patches:,} patches" if self.patches else "a slide"
+        work += f" of {patients:,} patients" if patients > 1 else ""
+        busy = f", beside {self.busy} busy processes" if self.busy else ""
+        return f"{self.model}, {work}{busy}"
+
+
+ROWS = {
+    "start": Row(BUNDLED, 23),
+    "start-cnn": Row("cnn-bn", 23),
+    "bundled": Row(BUNDLED, 1000),
+    "cnn": Row("cnn-bn", 1000),
+    "resnet18": Row("resnet18", 1000),
+    "resnet50": Row("resnet50", 400),
+    "efficientnet": Row("efficientnet-b0", 400),
+    "patients": Row(BUNDLED, 1000, per_patient=4),
+    "busy": Row(BUNDLED, 250, busy=8),
+    "slide": Row(BUNDLED),
+}
+
+
+def compare(
+    row: Row, folder: Path, *, before: Path, slide: Path | None, rounds: int
+) -> list[tuple[Usage, Usage]]:
+    """Return, for each round, the resources that a row takes before and after.
+
+    Args:
+        row: Work to measure.
+        folder: Empty folder for files.
+        before: Checkout of the earlier version.
+        slide: Slide of a row without patches.
+        rounds: Number of rounds.
+    """
+    pack = drawn_pack(folder / "idc.h5", max(row.patches, 64), a_patient=row.per_patient)
+    if row.model == BUNDLED:
+        checkpoint = before / _BUNDLED_FILE
+    else:
+        network, _ = make_checkpoint(row.model, input_size=0, pack=pack)
+        checkpoint = folder / "model.pt"
+        save_checkpoint(checkpoint, replace(network, metrics={"drawn": {}}))  # as after a training
+    if slide is None:
+        drawn_pack(folder / "idc.h5", row.patches, a_patient=row.per_patient)
+    work = ["--slide", slide] if slide else ["--all", "--data", folder / "idc.h5"]
+    command = [sys.executable, "-m", "wsi_idc", "map", *work, "--checkpoint", checkpoint, "--quiet"]
+
+    def run(source: Path) -> Usage:
+        shutil.rmtree(folder / "maps", ignore_errors=True)
+        return run_process(command, folder, os.environ | {"PYTHONPATH": str(source)})
+
+    run(before), run(_AFTER)  # files are read into memory, and Python compiles modules
+    with busy_processes(row.busy):
+        return [(run(before), run(_AFTER)) for _ in range(rounds)]
+
+
+def format_row(row: Row, rounds: Sequence[tuple[Usage, Usage]]) -> str:
+    """Return a row of the table in Markdown: medians, and medians of the ratios of each round."""
+    before, after = np.array(rounds).swapaxes(0, 1)[:, :, :2]  # (round, wall and CPU seconds)
+    cells = [row.title]
+    for kind in range(2):
+        ratio = before[:, kind] / after[:, kind]
+        cells += [f"{np.median(values[:, kind]):.1f} s" for values in (before, after)]
+        cells.append(f"{np.median(ratio):.1f} ({ratio.min():.1f} to {ratio.max():.1f})")
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Print a row for each work."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("before", type=Path, help="Checkout of the earlier version.")
+    parser.add_argument("--rows", default=",".join(ROWS), help=f"Some of {','.join(ROWS)}.")
+    parser.add_argument("--slide", type=Path, help="Slide of the last row.")
+    parser.add_argument("--rounds", type=int, default=5, help="Runs of each version.")
+    parser.add_argument("--quick", action="store_true", help="One round and few patches.")
+    arguments = parser.parse_args()
+    before, names = arguments.before.resolve(), arguments.rows.split(",")
+    if not (before / _BUNDLED_FILE).is_file() or not set(names) <= ROWS.keys():
+        parser.error(f"give a checkout of wsi-idc, and rows among {', '.join(ROWS)}")
+    print("| work | before | after | ratio | CPU before | CPU after | ratio |")
+    print(f"|---|{'---:|' * 6}", flush=True)
+    for row in (ROWS[name] for name in names):
+        if arguments.quick:
+            row = row._replace(patches=row.patches and max(4, row.patches // _QUICK))
+        if not row.patches and arguments.slide is None:
+            continue
+        with tempfile.TemporaryDirectory(prefix="wsi-idc-bench-") as folder:
+            rounds = compare(
+                row,
+                Path(folder),
+                before=before,
+                slide=None if row.patches else arguments.slide.resolve(),
+                rounds=1 if arguments.quick else arguments.rounds,
+            )
+        print(format_row(row, rounds), flush=True)
+
+
+if __name__ == "__main__":
+    main()
