@@ -25,7 +25,8 @@ def run_process(
 ) -> Usage:
     """Run a command in ``folder``; stop the script if the command fails.
 
-    The memory is the largest resident memory of one process.
+    The memory is the largest resident memory of one process. It is at least the memory that the
+    script itself uses.
     """
     with (folder / "log.txt").open("w+") as log:
         start = time.perf_counter()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bokeh.models import ColumnDataSource
 from bokeh.settings import settings
 from PIL import Image
 
@@ -19,9 +20,14 @@ from wsi_idc.maps.cohort import cohort_row
 from wsi_idc.maps.coordinates import grid_transform
 from wsi_idc.maps.layers import crop_to_patches
 from wsi_idc.maps.patient_map import PatientMap, SlideView
-from wsi_idc.report.canvas import build_canvas, build_sources
+from wsi_idc.report.canvas import build_canvas, canvas_values, source_columns
 from wsi_idc.report.layers import page_layers
-from wsi_idc.report.patient_page import patient_page, provenance_of, tissue_pictures
+from wsi_idc.report.patient_page import (
+    _build_document,
+    patient_page,
+    provenance_of,
+    tissue_pictures,
+)
 
 FIGURES = """
     const texts = {};
@@ -167,7 +173,7 @@ def test_outline_of_the_tissue_mask_is_on_the_slide():
     slide = SlideView("a.svs", 0.5, 3200, 1600, np.zeros((8, 16, 3), np.uint8), tissue)
     coords = np.array([[400, 800]], np.int32)
     patient_map = small_map([(1, 1)], patch_px=50, slide=slide, coords=coords, patches=None)
-    lines = build_sources(patient_map, [], threshold=0.5)["mask"].data
+    lines = source_columns(patient_map, [], threshold=0.5)["mask"]
     # The page begins at x 0.2, y 0.4 mm of the slide; a px of the mask is 0.1 mm wide.
     ends = sorted(
         zip(*(np.round(lines[name], 6) for name in ("x0", "y0", "x1", "y1")), strict=True)
@@ -223,6 +229,19 @@ def test_provenance_rounds_smoothing_and_omits_unknown_values():
     assert names["threshold, temperature"] == "0.5, 1.25"
 
 
+def test_a_page_has_no_values_of_the_page_before():
+    def without_ids(html: str) -> str:  # bokeh counts its models and draws random ids
+        return re.sub(r"\bp\d{4,}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "", html)
+
+    maps = [hand_map(), big_map(40, cols=5), big_map(30, cols=7)]
+    first_pages = []
+    for patient_map in maps:
+        _build_document.cache_clear()
+        first_pages.append(without_ids(page_of(patient_map)))
+    assert [without_ids(page_of(patient_map)) for patient_map in maps] == first_pages
+    assert _build_document.cache_info().currsize == 2  # the last two have the same layers
+
+
 def test_page_of_2000_patches_is_below_15_mb():
     html = page_of(big_map(2000, cols=50))
     assert 2_000_000 < len(html.encode()) < 15_000_000
@@ -231,8 +250,11 @@ def test_page_of_2000_patches_is_below_15_mb():
 @pytest.mark.parametrize("cols", [1, 20, 2000])
 def test_no_cell_is_below_the_toolbar(cols: int):
     patient_map = big_map(2000, cols=cols)
-    sources = build_sources(patient_map, [], threshold=0.5)
-    canvas, _ = build_canvas(patient_map, page_layers(patient_map, has_tissue=False), sources)
+    columns = source_columns(patient_map, [], threshold=0.5)
+    sources = {name: ColumnDataSource(dict(data)) for name, data in columns.items()}
+    canvas, _ = build_canvas(page_layers(patient_map, has_tissue=False), sources)
+    for model, values in canvas_values(patient_map, canvas):
+        model.update(**values)
     x_range, y_range = canvas.x_range, canvas.y_range
     mm_per_px = (x_range.end - x_range.start) / canvas.width
     assert mm_per_px == pytest.approx((y_range.start - y_range.end) / canvas.height)

@@ -207,6 +207,9 @@ class Pack:
                 raise MemoryError from None
             reason = first_line(error)
             raise DataError(f"{self.file}: not a usable pack ({reason}); make it again") from None
+        self._code_of = {patient: code for code, patient in enumerate(self.patients)}
+        codes = np.arange(len(self.patients) + 1)
+        self._first_rows = np.searchsorted(self.index["patient"].to_numpy(), codes)  # of patients
         self._mapped_bytes = 0
         self.check_same()
 
@@ -256,14 +259,15 @@ class Pack:
         Raises:
             DataError: The pack has no such patient, or the patient has no such slide.
         """
-        if patient not in self.patients:
+        if patient not in self._code_of:
             sample = ", ".join(self.patients[:5])
             raise DataError(
                 f"no patient {patient!r} in {self.path}; it has "
                 f"{count(len(self.patients), 'patient')}, such as {sample}; "
                 f"wsi-idc info --json {self.path} lists all patients"
             )
-        rows = np.flatnonzero(self.index["patient"] == self.patients.index(patient))
+        code = self._code_of[patient]
+        rows = np.arange(self._first_rows[code], self._first_rows[code + 1])
         if slide is None:
             return rows
         codes = self.index["slide"].to_numpy()[rows]
@@ -305,13 +309,14 @@ class Pack:
             raise DataError(f"{self.file}: a part cannot be read ({first_line(error)})") from None
         self.check_same()
 
-    def cells(self) -> NDArray[np.int32]:
-        """Return the row and the column of each patch, shape (N, 2).
+    def cells(self, rows: NDArray[np.int64] | None = None) -> NDArray[np.int32]:
+        """Return the row and the column of each patch, or of the patches ``rows``, shape (N, 2).
 
         The patches of a slide are on one grid. In a pack of a patch tree, the patches of a patient
         are on one grid.
         """
-        return _cells(self.index, self.slides, self.info)
+        index = self.index if rows is None else self.index.iloc[rows]
+        return _cells(index, self.slides, self.info)
 
     def paths(self) -> list[str]:
         """Return the source path of each patch.

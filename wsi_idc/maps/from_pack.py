@@ -118,7 +118,7 @@ class PackSource:
             mpp=info.mpp,
             mpp_source=info.mpp_source,
             coords=columns[["x", "y"]].to_numpy(np.int32),
-            row_col=self.pack.cells()[rows],
+            row_col=self.pack.cells(rows),
             label=columns["label"].to_numpy(np.int8),
             slide_name=slide_name,
             slide=self._slide_view(int(columns["slide"].iloc[0])) if self.pack.slides else None,

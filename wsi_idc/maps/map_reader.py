@@ -188,12 +188,15 @@ def read_image_rows(path: Path) -> Iterator[NDArray[np.uint8]]:
         Pixels of a grid row, shape (cell_px, cols * cell_px, 3), uint8. Nothing is yielded if the
         map has no picture.
     """
-    patient_map = read_map_without_cams(path)
-    cell_px = patient_map.cell_px
-    with open_image(path) as read_rows:
-        if read_rows is not None:
+    with ExitStack() as stack:
+        with _errors_as_map_error(path):
+            file = stack.enter_context(open_hdf5(path))
+            patient_map = _read_without_cams(file)
+            image = _check_image(file, patient_map)
+        if image is not None:
+            cell_px = patient_map.cell_px
             for row in range(patient_map.shape[0]):
-                yield read_rows(row * cell_px, (row + 1) * cell_px)
+                yield _read_rows(path, image, row * cell_px, (row + 1) * cell_px)
 
 
 @contextmanager

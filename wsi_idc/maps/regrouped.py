@@ -23,6 +23,7 @@ def find_regrouped(
         names: Names of all current maps: PATIENT or PATIENT/SLIDE.
         slides: Slide files of these maps.
     """
+    names = set(names)
     patients = {name.partition("/")[0] for name in names}
     slide_names = {name.partition("/")[2] for name in names} - {""}
     slide_files = {slide.resolve() for slide in slides}
