@@ -4,7 +4,7 @@ git worktree add ../before COMMIT
 python benchmarks/before_after.py ../before
 
 Each run is a complete process with default flags. Both versions use the same Python, packages,
-synthetic patches and checkpoints; the earlier version gives the bundled model.
+synthetic patches and checkpoints. Networks have random weights, except the bundled models.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from processes import Usage, busy_processes, run_process
 
 from wsi_idc.bench.fixtures import drawn_pack, make_checkpoint
 from wsi_idc.models.checkpoint import save_checkpoint
-from wsi_idc.models.checkpoint_files import BUNDLED
 
 _AFTER = Path(__file__).resolve().parents[1]
 _BUNDLED_FILE = Path("wsi_idc/models/bundled/idc.pt")
+_OLD, _OWN = "the earlier bundled model", "the bundled model of each version"
 _QUICK = 20  # --quick: one in 20 patches
 
 
@@ -47,18 +47,18 @@ class Row(NamedTuple):
         return f"{self.model}, {work}{busy}"
 
 
-_FIRST = Row(BUNDLED, 4)  # not measured: Python compiles modules, and files are read into memory
+_FIRST = Row(_OWN, 4)  # not measured: Python compiles modules, and files are read into memory
 ROWS = {
-    "start": Row(BUNDLED, 23),
+    "start": Row(_OWN, 23),
     "start-cnn": Row("cnn-bn", 23),
-    "bundled": Row(BUNDLED, 1000),
+    "bundled": Row(_OLD, 1000),
     "cnn": Row("cnn-bn", 1000),
     "resnet18": Row("resnet18", 1000),
     "resnet50": Row("resnet50", 400),
     "efficientnet": Row("efficientnet-b0", 400),
-    "patients": Row(BUNDLED, 1000, per_patient=4),
-    "busy": Row(BUNDLED, 250, busy=8),
-    "slide": Row(BUNDLED),
+    "patients": Row(_OLD, 1000, per_patient=4),
+    "busy": Row(_OLD, 250, busy=8),
+    "slide": Row(_OLD),
 }
 
 
@@ -75,20 +75,21 @@ def compare(
         rounds: Number of rounds.
     """
     pack = drawn_pack(folder / "idc.h5", max(row.patches, 64), a_patient=row.per_patient)
-    if row.model == BUNDLED:
+    if row.model == _OLD:
         checkpoint = before / _BUNDLED_FILE
-    else:
+    elif row.model != _OWN:
         network, _ = make_checkpoint(row.model, input_size=0, pack=pack)
         checkpoint = folder / "model.pt"
         save_checkpoint(checkpoint, replace(network, metrics={"drawn": {}}))  # as after a training
     if slide is None:
         drawn_pack(folder / "idc.h5", row.patches, a_patient=row.per_patient)
     work = ["--slide", slide] if slide else ["--all", "--data", folder / "idc.h5"]
-    command = [sys.executable, "-m", "wsi_idc", "map", *work, "--checkpoint", checkpoint, "--quiet"]
+    command = [sys.executable, "-m", "wsi_idc", "map", *work, "--quiet", "--checkpoint"]
 
     def run(source: Path) -> Usage:
         shutil.rmtree(folder / "maps", ignore_errors=True)
-        return run_process(command, folder, os.environ | {"PYTHONPATH": str(source)})
+        model = source / _BUNDLED_FILE if row.model == _OWN else checkpoint
+        return run_process([*command, model], folder, os.environ | {"PYTHONPATH": str(source)})
 
     usages = []
     with busy_processes(row.busy):
