@@ -17,7 +17,8 @@ from jinja2 import Template
 class PageDocument:
     """Bokeh document, serialized once. Values are replaced in the JSON.
 
-    Bokeh needs ten times as long to build and to serialize a document as to write a page.
+    Building and serializing a document takes most of the time of a page. All pages share the
+    values, so pages are made one after the other.
     """
 
     def __init__(self, document: Document, resources: Resources) -> None:
