@@ -143,7 +143,13 @@ def main(families: list[str]) -> None:
                 table[row.name] = row
                 click.echo(", ".join(row))
     except KeyboardInterrupt:
+        click.echo("stopped")
+    finally:  # also after an unknown error: no row is built twice
+        _write(table)
         click.echo(f"{len(table)} of {len(names)} names are in the table")
+
+
+def _write(table: dict[str, Row]) -> None:
     rows = sorted(table.values(), key=lambda row: (row.family, row.name))
     with TABLE.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([Row._fields, *rows])

@@ -105,6 +105,7 @@ def test_networks_are_supported_or_refused_as_in_the_table():
     with (DOCS / "timm-models.csv").open(newline="") as file:
         table = {row["name"]: row for row in csv.DictReader(file)}
     is_same_version = f"timm {timm.__version__} has" in page
+    assert not is_same_version or table.keys() == set(timm.list_models())
     families = {timm.models._registry._model_to_module[name]: name for name in timm.list_models()}
     end, num_supported, reasons = time.monotonic() + SECONDS, 0, []
     for name in dict.fromkeys([*families.values(), *timm.list_models()]):
@@ -119,11 +120,17 @@ def test_networks_are_supported_or_refused_as_in_the_table():
         else:
             assert arch.input_px and arch.cam_layer == "feature_map"
             num_supported += 1
-        if is_same_version and name in table:
+        if is_same_version:
             assert reason == table[name]["reason"], name
             assert reason or table[name]["input_px"] == str(arch.input_px), name
     assert all(reason.startswith("timm:") and "\n" not in reason for reason in reasons)
     assert num_supported > 3 * len(reasons)
+
+
+def test_a_network_that_does_not_take_its_usual_input_size_is_refused():
+    name = "timm:vit_so400m_patch14_siglip_384"
+    with pytest.raises(CheckpointError, match=r"does not take its usual input size: Input height"):
+        architecture(name)
 
 
 def test_a_second_head_for_distillation_is_left_out(tmp_path: Path):

@@ -38,6 +38,7 @@ TIMM, HUB = "timm:", "hf-hub:"
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _HEAD_STD = 0.01  # standard deviation of the weights of a new last layer
 _HUB_ERRORS = (OSError, HfHubHTTPError)
+_NETWORK_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, AssertionError)
 # Modules that do not change the closed form of Grad-CAM, and those that average the cells.
 _AVERAGE = {"AdaptiveAvgPool2d", "FastAdaptiveAvgPool"}
 _PASSIVE = {"Identity", "Dropout", "Flatten", *_AVERAGE}
@@ -79,16 +80,20 @@ def examine(name: str) -> tuple[Architecture, int]:
         encoder = build_empty(create, 2).to("meta").eval()
     except _HUB_ERRORS as error:
         raise _hub_error(name, error) from None
-    except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
+    except _NETWORK_ERRORS as error:
         raise CheckpointError(f"{name}: timm cannot build this network: {error}") from None
     config: Any = encoder.pretrained_cfg
     repository = name.removeprefix(HUB)
     input_px, interpolation = int(config["input_size"][-1]), config["interpolation"]
     head = _head(encoder, name)
     second_head = _second_head(encoder)
-    form = (*_form(encoder, input_px, name), second_head and second_head.removesuffix("_dist"))
-    network = MappedNetwork(encoder, *form).eval()
-    logits, num_rows, after = _layers_after_map(network, input_px)
+    try:
+        form = (*_form(encoder, input_px, name), second_head and second_head.removesuffix("_dist"))
+        network = MappedNetwork(encoder, *form).eval()
+        logits, num_rows, after = _layers_after_map(network, input_px)
+    except _NETWORK_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{name} does not take its usual input size: {reason}") from None
     if logits.shape != (1, 2):
         raise CheckpointError(f"{name} does not pool its features, so it has no logits")
 
