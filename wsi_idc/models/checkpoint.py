@@ -164,11 +164,14 @@ class Checkpoint:
 
     def summary(self) -> dict[str, Any]:
         """Return a description of the checkpoint for a JSON file; the weights are left out."""
+        spec = asdict(self.input)
+        if self.input.interpolation == InputSpec.interpolation:
+            del spec["interpolation"]  # evaluations by older versions stay up to date
         return {
             "architecture": self.architecture,
             "checkpoint": self.source.name if self.source else None,
             "sha256": self.fingerprint,
-            "input": asdict(self.input),
+            "input": spec,
             "cam_layer": self.cam_layer,
             "metrics": dict(self.metrics),
             **({} if self.encoder is None else {"encoder": asdict(self.encoder)}),
