@@ -8,11 +8,11 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from wsi_idc.data.augmentation import INVERSE_DIHEDRAL, dihedral
-from wsi_idc.models.batch_norm import fuse_batch_norm
+from wsi_idc.models.batch_norm import OPAQUE, fuse_batch_norm
 from wsi_idc.models.cam import CamSpec, cam_extractor, cam_of_head
 from wsi_idc.models.classifier import PatchClassifier, to_images
 from wsi_idc.models.novelty import map_statistics, recorded_statistics
@@ -137,7 +137,7 @@ def compile_predictor(classifier: PatchClassifier, cam: CamSpec | None) -> Forwa
     network = create_feature_extractor(
         classifier.network,
         {name: name for name in nodes},
-        tracer_kwargs={"leaf_modules": [nn.Conv2d]},
+        tracer_kwargs={"leaf_modules": list(OPAQUE)},
     ).eval()
 
     def forward(patches: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -195,4 +195,4 @@ def _mean_cam(cams: Sequence[Tensor]) -> Tensor:
             cam = F.interpolate(cam[:, None], size=size, mode="bilinear", antialias=True)[:, 0]
             cam = cam * (own_size.numel() / size.numel())  # smaller cells have smaller values
         resized.append(cam)
-    return torch.stack(resized).mean(dim=0)
+    return resized[0] if len(resized) == 1 else torch.stack(resized).mean(dim=0)

@@ -310,7 +310,7 @@ class PatientMap(PatientPatches):
         If patches overlap, the CAM of each patch is cropped to the patch's cell. Cells without a
         patch are NaN.
         """
-        return np.concatenate(list(self.cam_strips()))
+        return mosaic(self.cell_cams(), self.row_col, shape=self.shape, fill=np.nan)
 
     def cam_strips(self) -> Iterator[NDArray[np.float32]]:
         """Yield ``cam_mosaic`` one grid row at a time. Each part has the shape (h, cols * w)."""

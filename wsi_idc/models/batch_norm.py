@@ -16,6 +16,8 @@ from wsi_idc.models.classifier import PatchClassifier, eval_mode
 logger = logging.getLogger(__name__)
 # Errors that torch.fx raises for a network that it cannot trace.
 _UNTRACEABLE = (TypeError, ValueError, RuntimeError, NameError, AttributeError, NotImplementedError)
+# Modules that torch.fx does not look into: their operations depend on the mode of torch.
+OPAQUE = (nn.Conv2d, nn.MaxPool2d)
 _BATCH_SIZE = 32
 # Because of ``eps``, the variance or weight of a fused batch norm differs from 1 by up to this.
 _NEAR_ONE = 1e-3
@@ -62,10 +64,10 @@ def _fusible_pairs(network: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 class _Tracer(fx.Tracer):
-    """Tracer that records each convolution as one call, without the operations inside."""
+    """Tracer that records each convolution or pooling without the operations inside."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return isinstance(module, nn.Conv2d) or super().is_leaf_module(module, name)
+        return isinstance(module, OPAQUE) or super().is_leaf_module(module, name)
 
 
 def has_fused_batch_norm(network: nn.Module) -> bool:

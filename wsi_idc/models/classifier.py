@@ -24,7 +24,7 @@ def to_images(patches: Tensor) -> Tensor:
 
     The order of the values in memory does not change (``torch.channels_last``).
     """
-    return patches.permute(0, 3, 1, 2).float() / 255
+    return patches.permute(0, 3, 1, 2).float().div_(255)
 
 
 class PatchClassifier(nn.Module):
@@ -64,12 +64,20 @@ class PatchClassifier(nn.Module):
         """Normalize the input of ``forward`` and resize it to the input size of the network."""
         images = to_images(x) if x.dtype == torch.uint8 else x
         # Patches are usually enlarged, so normalizing first is faster. The result is the same,
-        # because interpolation is a weighted sum, and the weights add up to 1.
-        x = (images - self.mean) / self.std
+        # because interpolation is a weighted mean.
+        # A CPU computes with a mean for each px six times as fast as with three means.
+        mean, std = (
+            value.expand_as(images[:1]).contiguous(memory_format=torch.channels_last)
+            for value in (self.mean, self.std)
+        )
+        x = (images - mean).div_(std)
         if self.input_px is None or self.input_px == x.shape[-1]:
             return x
         size = (self.input_px, self.input_px)
-        # contiguous: on a CPU, interpolation is faster if the channels are first in memory.
+        if self.interpolation == "bilinear" and self.input_px > x.shape[-1]:
+            # Enlarging needs no filter against aliasing, which takes three times as long.
+            return F.interpolate(x, size=size, mode="bilinear")
+        # contiguous: on a CPU, the filter is faster if the channels are first in memory.
         return F.interpolate(x.contiguous(), size=size, mode=self.interpolation, antialias=True)
 
     def forward(self, x: Tensor) -> Tensor:

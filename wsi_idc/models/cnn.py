@@ -1,5 +1,6 @@
 """Small convolutional networks (CNNs) for patches of 50 px, with and without batch norm."""
 
+import torch
 from torch import Tensor, nn
 
 from wsi_idc.models.convolution import ReplicatePaddedConv2d
@@ -24,7 +25,7 @@ class PatchCnn(nn.Module):
         layers, channels = list[nn.Module](), 3
         for stage, (width, num_convs) in enumerate(STAGES):
             if stage > 0:
-                layers.append(nn.MaxPool2d(2))
+                layers.append(_Pooling(2))
             for _ in range(num_convs):
                 layers.append(ReplicatePaddedConv2d(channels, width, 3, bias=not batch_norm))
                 if batch_norm:
@@ -45,3 +46,16 @@ class PatchCnn(nn.Module):
         """Compute logits (N, num_classes) of normalized images (N, 3, H, W)."""
         x = self.pool(self.features(x)).flatten(1)  # (N, 192)
         return self.classifier(self.dropout(x))
+
+
+class _Pooling(nn.MaxPool2d):
+    """2x2 pooling; without a gradient, a CPU computes it in less than half of the time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the maximum of each square of 2x2 cells; a last odd row or column is left out."""
+        if torch.is_grad_enabled() or x.device.type != "cpu":
+            return super().forward(x)
+        rows, cols = (side // 2 * 2 for side in x.shape[-2:])
+        left, right = x[..., :rows, :cols:2], x[..., :rows, 1:cols:2]
+        widest = torch.maximum(left, right)
+        return torch.maximum(widest[..., ::2, :], widest[..., 1::2, :])

@@ -36,7 +36,10 @@ class ReplicatePaddedConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the output (N, out_channels, h, w) of feature maps (N, in_channels, H, W)."""
         if not torch.compiler.is_compiling():
-            return super().forward(x)
+            # Without autocast: it would pad in fp32, and convert the feature map before and after.
+            with torch.autocast(x.device.type, enabled=False):
+                x = F.pad(x, self._reversed_padding_repeated_twice, mode="replicate")
+            return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
         # Padding by concatenation: in code compiled by torch 2.15, the gradient of torch's own
         # padding has an unexpected memory format.
         rows, cols = self.kernel_size[0] // 2, self.kernel_size[1] // 2

@@ -108,7 +108,10 @@ def map_statistics(feature_map: Tensor) -> Tensor:
         C means, then C standard deviations of each patch, shape (N, 2 C), float32.
     """
     values = feature_map.detach().flatten(2).float()
-    return torch.cat([values.mean(dim=2), values.std(dim=2, correction=0)], dim=1)
+    mean = values.mean(dim=2, keepdim=True)
+    # ``values.std`` takes ten times as long on a CPU.
+    std = (values - mean).square_().mean(dim=2).sqrt_()
+    return torch.cat([mean[..., 0], std], dim=1)
 
 
 @contextmanager
