@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from wsi_idc.core.errors import DiskFullError, WsiIdcError
 from wsi_idc.core.files import atomic_write
 from wsi_idc.core.hdf5 import create_hdf5
+from wsi_idc.core.hdf5_items import create_attributes, create_dataset
 from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.geometry.grid import cell_centers_um, mosaic, scatter_to_grid
 from wsi_idc.maps.map_reader import FORMAT, FORMAT_VERSION, map_path
@@ -37,7 +38,7 @@ LOCK_TIMEOUT_SECONDS = 60.0
 _MAGNIFICATION_TIMES_MPP = 10.0
 _WHITE = 255
 _BLOCK_BYTES = 2**24  # bytes of CAMs that are copied at a time
-_CHUNKS_AT_ONCE = 16  # chunks of the picture that are joined at a time
+_BLOCK_PX = 2**19  # px of the picture that are joined at a time
 _CELLS_PER_CHUNK = 8  # a chunk of the picture has up to 8 cells of a grid row
 
 
@@ -98,7 +99,7 @@ def _write_root(file: h5py.File, patient_map: PatientMap) -> None:
         attrs["novelty_limit"] = patient_map.novelty_limit
     if patient_map.exclude_flagged:
         attrs["exclude_flagged"] = 1
-    file.attrs.update(attrs)
+    create_attributes(file, attrs)
 
 
 def coords_attributes(patches: PatientPatches) -> dict[str, Any]:
@@ -120,15 +121,13 @@ def coords_attributes(patches: PatientPatches) -> dict[str, Any]:
 
 
 def _write_columns(file: h5py.File, patient_map: PatientMap) -> None:
-    file["coords"] = patient_map.coords
-    file["coords"].attrs.update(coords_attributes(patient_map))
+    create_dataset(file, "coords", patient_map.coords, coords_attributes(patient_map))
     for name in ("row_col", "logit", "probability", "label"):
-        file[name] = getattr(patient_map, name)
+        create_dataset(file, name, getattr(patient_map, name))
     for name, values in _optional_columns(patient_map).items():
-        file[name] = values
+        create_dataset(file, name, values)
     if patient_map.flags is not None:
-        file["flags"] = patient_map.flags
-        file["flags"].attrs.update(_flag_attributes(patient_map))
+        create_dataset(file, "flags", patient_map.flags, _flag_attributes(patient_map))
 
 
 def _flag_attributes(patient_map: PatientMap) -> dict[str, Any]:
@@ -153,18 +152,17 @@ def _write_map_group(file: h5py.File, patient_map: PatientMap) -> None:
     attrs = {"NX_class": "NXdata", "signal": "probability", "axes": ["y", "x"]}
     flags = [] if patient_map.flags is None else ["flags"]
     attrs |= {"auxiliary_signals": ["label", "index", *optional, *flags], "title": title}
-    group.attrs.update(attrs)
-    group["probability"] = patient_map.probability_grid()
-    group["label"] = patient_map.label_grid()
+    create_attributes(group, attrs)
+    shape, row_col = patient_map.shape, patient_map.row_col
+    create_dataset(group, "probability", patient_map.probability_grid())
+    create_dataset(group, "label", patient_map.label_grid())
     for name, values in optional.items():
-        group[name] = patient_map.grid(values)
+        create_dataset(group, name, patient_map.grid(values))
     if patient_map.flags is not None:
-        group["flags"] = scatter_to_grid(
-            patient_map.flags, patient_map.row_col, shape=patient_map.shape, fill=0
-        )
-        group["flags"].attrs.update(_flag_attributes(patient_map))
-    index = np.arange(len(patient_map.row_col), dtype=np.int32)
-    group["index"] = scatter_to_grid(index, patient_map.row_col, shape=patient_map.shape, fill=-1)
+        flags_grid = scatter_to_grid(patient_map.flags, row_col, shape=shape, fill=0)
+        create_dataset(group, "flags", flags_grid, _flag_attributes(patient_map))
+    index = scatter_to_grid(np.arange(len(row_col), dtype=np.int32), row_col, shape=shape, fill=-1)
+    create_dataset(group, "index", index)
     _write_axes(group, patient_map, points=(1, 1))
 
 
@@ -174,7 +172,7 @@ def _write_cam_group(file: h5py.File, patient_map: PatientMap) -> None:
     title = f"{method} of {patient_map.cam_class}, raw, {patient_map.map_name}"
     attrs = {"NX_class": "NXdata", "signal": "mosaic", "axes": ["y", "x"], "title": title}
     attrs |= {"method": method, "target_layer": patient_map.cam_layer}
-    group.attrs.update(attrs | {"class": patient_map.cam_class, "normalized": 0})
+    create_attributes(group, attrs | {"class": patient_map.cam_class, "normalized": 0})
     group.create_dataset("raw", patient_map.cam.shape, np.float32)
     rows, cols = patient_map.shape
     height, width = patient_map.cell_cams(slice(1)).shape[1:]
@@ -216,8 +214,8 @@ def _write_axes(group: h5py.Group, patient_map: PatientMap, *, points: tuple[int
     cell_um = patient_map.cell_px * patient_map.mpp
     origin_um = patient_map.origin_px * patient_map.mpp
     for name, count, parts in zip("yx", patient_map.shape, points, strict=True):
-        group[name] = cell_centers_um(count * parts, step_um=cell_um / parts, origin_um=origin_um)
-        group[name].attrs["units"] = "um"
+        centers = cell_centers_um(count * parts, step_um=cell_um / parts, origin_um=origin_um)
+        create_dataset(group, name, centers, {"units": "um"})
 
 
 def _write_image(file: h5py.File, patient_map: PatientMap) -> None:
@@ -242,8 +240,9 @@ def _write_image(file: h5py.File, patient_map: PatientMap) -> None:
     chunk_of = np.stack([row, col // wide], axis=1)[order]
     used, start = np.unique(chunk_of, axis=0, return_index=True)
     parts = np.split(order, start[1:])
-    for first in range(0, len(used), _CHUNKS_AT_ONCE):
-        block = slice(first, first + _CHUNKS_AT_ONCE)
+    step = max(1, _BLOCK_PX // (side * side * wide))
+    for first in range(0, len(used), step):
+        block = slice(first, first + step)
         members = np.concatenate(parts[block])
         strip = np.repeat(np.arange(len(used[block])), [len(part) for part in parts[block]])
         patches = patient_map.patches[members][:, center, center]
