@@ -45,3 +45,19 @@ def test_a_map_imports_only_what_it_needs(
     packages, allowed = ({name.split(".")[0] for name in names} for names in (mapped, needed))
     assert packages - allowed - own - sys.stdlib_module_names == set()
     assert mapped.isdisjoint(["torch._dynamo", "torch._inductor", "torch.onnx", "sympy"])
+
+
+RESNET = """
+import json, sys
+from wsi_idc.models.cam_layers import default_cam_layer, novelty_layer
+from wsi_idc.models.registry import architecture
+arch = architecture("resnet18")
+default_cam_layer(arch, 224), novelty_layer(arch, 224), arch.build(2)
+print(json.dumps([*sys.modules]))
+"""
+
+
+def test_a_network_of_torchvision_needs_no_compiler():
+    names = modules(RESNET)
+    assert "torchvision" in names
+    assert names.isdisjoint(["torch._dynamo", "torch._inductor", "sympy"])

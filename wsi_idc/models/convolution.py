@@ -1,5 +1,7 @@
 """Convolution that pads by repeating the edge of the feature map."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,7 +39,8 @@ class ReplicatePaddedConv2d(nn.Conv2d):
         """Compute the output (N, out_channels, h, w) of feature maps (N, in_channels, H, W)."""
         if not torch.compiler.is_compiling():
             # Without autocast: it would pad in fp32, and convert the feature map before and after.
-            with torch.autocast(x.device.type, enabled=False):
+            is_half = x.dtype in (torch.bfloat16, torch.float16)
+            with torch.autocast(x.device.type, enabled=False) if is_half else nullcontext():
                 x = F.pad(x, self._reversed_padding_repeated_twice, mode="replicate")
             return F.conv2d(x, self.weight, self.bias, self.stride, groups=self.groups)
         # Padding by concatenation: in code compiled by torch 2.15, the gradient of torch's own

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from wsi_idc.core.errors import CheckpointError
@@ -25,6 +24,7 @@ from wsi_idc.models.checkpoint import (
 )
 from wsi_idc.models.checkpoint_files import find_weights
 from wsi_idc.models.encoder_source import PUBLISHED, EncoderSource, encoder_digest
+from wsi_idc.models.light_torchvision import torchvision
 from wsi_idc.models.registry import IMAGENET_MEAN, IMAGENET_STD, MODEL_NAMES, architecture
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @functools.cache
 def _of_torchvision(name: str) -> Architecture:
-    import torchvision  # takes two seconds
+    from wsi_idc.models.light_torchvision import torchvision
 
     if name.startswith("vit_"):
         return _vision_transformer(name)
@@ -45,7 +45,7 @@ def _of_torchvision(name: str) -> Architecture:
 
 
 def _vision_transformer(name: str) -> Architecture:
-    import torchvision
+    from wsi_idc.models.light_torchvision import torchvision
 
     def build(num_classes: int) -> nn.Module:
         encoder = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
@@ -85,7 +85,7 @@ def architecture(name: str) -> Architecture:
     dashed, underscored = name.replace("_", "-"), name.replace("-", "_")
     if dashed in _OWN:
         return _OWN[dashed]
-    import torchvision
+    from wsi_idc.models.light_torchvision import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
     if underscored in known:
