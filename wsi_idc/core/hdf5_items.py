@@ -9,10 +9,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5s, h5t
+from h5py import h5a, h5d, h5p, h5s, h5t
 from numpy.typing import ArrayLike, NDArray
 
 _TEXT = h5py.string_dtype()
+_WITHOUT_TIMES = h5p.create(h5p.DATASET_CREATE)
+_WITHOUT_TIMES.set_obj_track_times(False)  # equal maps have equal bytes
 
 
 def create_attributes(item: h5py.Group | h5py.Dataset, values: Mapping[str, ArrayLike]) -> None:
@@ -30,7 +32,7 @@ def create_dataset(
     """Create a contiguous dataset that the group does not have yet, and its attributes."""
     array = _array(values)
     kind, space = h5t.py_create(array.dtype, logical=True), h5s.create_simple(array.shape)
-    dataset = h5d.create(group.id, name.encode(), kind, space)
+    dataset = h5d.create(group.id, name.encode(), kind, space, _WITHOUT_TIMES)
     dataset.write(h5s.ALL, h5s.ALL, array)
     if attributes:
         create_attributes(h5py.Dataset(dataset), attributes)
