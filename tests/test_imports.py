@@ -52,7 +52,7 @@ import json, sys
 from wsi_idc.models.cam_layers import default_cam_layer, novelty_layer
 from wsi_idc.models.registry import architecture
 arch = architecture("resnet18")
-default_cam_layer(arch, 224), novelty_layer(arch, 224), arch.build(2)
+default_cam_layer(arch, 224), novelty_layer(arch, 224)
 print(json.dumps([*sys.modules]))
 """
 
