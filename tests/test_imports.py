@@ -49,15 +49,27 @@ def test_a_map_imports_only_what_it_needs(
 
 RESNET = """
 import json, sys
-from wsi_idc.models.cam_layers import default_cam_layer, novelty_layer
 from wsi_idc.models.registry import architecture
-arch = architecture("resnet18")
-default_cam_layer(arch, 224), novelty_layer(arch, 224)
+architecture("resnet18").build(2)
 print(json.dumps([*sys.modules]))
 """
 
 
-def test_a_network_of_torchvision_needs_no_compiler():
+def test_torchvision_is_imported_without_the_compiler():
     names = modules(RESNET)
     assert "torchvision" in names
     assert names.isdisjoint(["torch._dynamo", "torch._inductor", "sympy"])
+
+
+COMPILER = """
+import json, sys
+from wsi_idc.models.light_torchvision import import_torchvision
+import_torchvision()
+import torch
+assert torch.compile(torch.nn.Linear(2, 2), backend="eager")(torch.zeros(1, 2)).shape == (1, 2)
+print(json.dumps([*sys.modules]))
+"""
+
+
+def test_the_compiler_can_be_used_after_the_import_of_torchvision():
+    assert "torch._dynamo.utils" in modules(COMPILER)

@@ -69,7 +69,7 @@ def write_map(path: Path, patient_map: PatientMap) -> None:
 
 def _write_root(file: h5py.File, patient_map: PatientMap) -> None:
     rows, cols = patient_map.shape
-    attrs = {
+    attrs: dict[str, Any] = {
         "NX_class": "NXroot",
         "default": "map",
         "format": FORMAT,
@@ -149,7 +149,7 @@ def _optional_columns(patient_map: PatientMap) -> dict[str, NDArray[np.float32]]
 def _write_map_group(file: h5py.File, patient_map: PatientMap) -> None:
     group, optional = file.create_group("map"), _optional_columns(patient_map)
     title = f"Probability of IDC, patient {patient_map.map_name}"
-    attrs = {"NX_class": "NXdata", "signal": "probability", "axes": ["y", "x"]}
+    attrs: dict[str, Any] = {"NX_class": "NXdata", "signal": "probability", "axes": ["y", "x"]}
     flags = [] if patient_map.flags is None else ["flags"]
     attrs |= {"auxiliary_signals": ["label", "index", *optional, *flags], "title": title}
     create_attributes(group, attrs)
@@ -170,7 +170,12 @@ def _write_cam_group(file: h5py.File, patient_map: PatientMap) -> None:
     assert patient_map.cam is not None
     group, method = file.create_group("cam"), patient_map.cam_method
     title = f"{method} of {patient_map.cam_class}, raw, {patient_map.map_name}"
-    attrs = {"NX_class": "NXdata", "signal": "mosaic", "axes": ["y", "x"], "title": title}
+    attrs: dict[str, Any] = {
+        "NX_class": "NXdata",
+        "signal": "mosaic",
+        "axes": ["y", "x"],
+        "title": title,
+    }
     attrs |= {"method": method, "target_layer": patient_map.cam_layer}
     create_attributes(group, attrs | {"class": patient_map.cam_class, "normalized": 0})
     group.create_dataset("raw", patient_map.cam.shape, np.float32)

@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from wsi_idc.core.constants import PATCH_PX
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.architecture import Architecture, build_empty
-from wsi_idc.models.convolution import ReplicatePaddedConv2d
 
 # For each VGG network, the index of the last ReLU in ``network.features``.
 _VGG = {"11": 19, "11_bn": 27, "13": 23, "13_bn": 33, "16": 29, "16_bn": 42, "19": 35, "19_bn": 51}
@@ -43,7 +41,7 @@ _NUM_NAMED = 3
 # Error messages suggest an input size that is a multiple of this number, a usual network stride.
 _STRIDE = 32
 _MAX_INPUT_PX = 512
-_MAX_SMALL = 5_000_000  # parameters that are not in convolutions
+_MAX_SMALL = 5_000_000  # parameters
 _NOVELTY_STRIDE = 8  # the novelty map has at least one cell per 8 px of the image
 
 
@@ -174,21 +172,13 @@ def _grids(arch: Architecture, input_px: int) -> Mapping[str, tuple[int, int]]:
     }
 
 
-@functools.cache
 def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
     """Return the shape of each module's last output; {} if the network rejects this image size."""
     network, device = build_empty(arch.build, 2).to("meta"), "meta"
     # The meta device needs no memory, but its first forward pass imports torch's compiler for two
     # seconds.
-    convolutions = [x for x in network.modules() if type(x) in (nn.Conv2d, ReplicatePaddedConv2d)]
-    num_convolved = sum(x.weight.numel() for x in convolutions)
-    if sum(map(Tensor.numel, network.parameters())) - num_convolved <= _MAX_SMALL:
+    if sum(map(Tensor.numel, network.parameters())) <= _MAX_SMALL:
         network, device = build_empty(arch.build, 2, device="cpu"), "cpu"
-        for module in network.modules():
-            if type(module) in (nn.Conv2d, ReplicatePaddedConv2d):
-                module.forward = functools.partial(_zeros, module)
-            elif type(module) is nn.BatchNorm2d:
-                module.forward = lambda x: x
     network.eval()
     shapes: dict[str, torch.Size] = {}
 
@@ -207,13 +197,6 @@ def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
     except (RuntimeError, ValueError, AssertionError):
         return {}
     return shapes
-
-
-def _zeros(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """Return zeros instead of the output of a convolution, which would take more time."""
-    options = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
-    weight = convolution.weight.to("meta")
-    return torch.zeros(F.conv2d(x.to("meta"), weight, None, *options).shape)
 
 
 def _finer_layers(grids: Mapping[str, tuple[int, int]], *, last: str) -> dict[str, str]:

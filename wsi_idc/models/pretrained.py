@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,11 @@ from wsi_idc.models.checkpoint import (
 )
 from wsi_idc.models.checkpoint_files import find_weights
 from wsi_idc.models.encoder_source import PUBLISHED, EncoderSource, encoder_digest
-from wsi_idc.models.light_torchvision import torchvision
+from wsi_idc.models.light_torchvision import import_torchvision
 from wsi_idc.models.registry import IMAGENET_MEAN, IMAGENET_STD, MODEL_NAMES, architecture
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +92,13 @@ def imagenet_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _cached_file(weights: torchvision.models.WeightsEnum) -> Path:
+def _cached_file(weights: "WeightsEnum") -> Path:
     return imagenet_folder() / weights.url.rsplit("/", 1)[-1]
 
 
 def cached_imagenet() -> list[str]:
     """Return the names of the models whose ImageNet weights are in torchvision's cache folder."""
+    torchvision = import_torchvision()
     architectures = map(architecture, MODEL_NAMES)
     weights = {arch.name: _imagenet(arch) for arch in architectures if arch.imagenet}
     for name in torchvision.models.list_models(module=torchvision.models):
@@ -103,7 +107,7 @@ def cached_imagenet() -> list[str]:
     return [name for name, choice in weights.items() if _cached_file(choice).exists()]
 
 
-def _imagenet(arch: Architecture) -> torchvision.models.WeightsEnum:
+def _imagenet(arch: Architecture) -> "WeightsEnum":
     if arch.imagenet is None or isinstance(arch.imagenet, HubWeights):
         raise CheckpointError(f"{arch.name} has no ImageNet weights; train it with --weights none")
     return arch.imagenet

@@ -11,6 +11,7 @@ from wsi_idc.models.architecture import Architecture
 from wsi_idc.models.cam_layers import CAM_LAYERS
 from wsi_idc.models.cnn import PatchCnn
 from wsi_idc.models.feature_map import FEATURE_MAP, MappedNetwork
+from wsi_idc.models.light_torchvision import import_torchvision
 from wsi_idc.models.mobilenet import UNUSED, MobileNetV2S16
 
 _VIT_PX = 224  # side of the images of torchvision's vision transformers
@@ -20,7 +21,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @functools.cache
 def _of_torchvision(name: str) -> Architecture:
-    from wsi_idc.models.light_torchvision import torchvision
+    torchvision = import_torchvision()
 
     if name.startswith("vit_"):
         return _vision_transformer(name)
@@ -45,7 +46,7 @@ def _of_torchvision(name: str) -> Architecture:
 
 
 def _vision_transformer(name: str) -> Architecture:
-    from wsi_idc.models.light_torchvision import torchvision
+    torchvision = import_torchvision()
 
     def build(num_classes: int) -> nn.Module:
         encoder = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
@@ -85,7 +86,7 @@ def architecture(name: str) -> Architecture:
     dashed, underscored = name.replace("_", "-"), name.replace("-", "_")
     if dashed in _OWN:
         return _OWN[dashed]
-    from wsi_idc.models.light_torchvision import torchvision
+    torchvision = import_torchvision()
 
     known = torchvision.models.list_models(module=torchvision.models)
     if underscored in known:
