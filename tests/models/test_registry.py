@@ -1,7 +1,10 @@
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from wsi_idc.core.errors import CheckpointError
+from wsi_idc.core.errors import CheckpointError, MissingPackageError
 from wsi_idc.models.architecture import build_empty
 from wsi_idc.models.registry import MODEL_NAMES, architecture
 
@@ -56,3 +59,18 @@ def test_a_network_on_the_meta_device_has_shapes_and_draws_no_random_number(name
     assert {parameter.device.type for parameter in network.parameters()} == {"meta"}
     expected = {name: value.shape for name, value in arch.build(2).state_dict().items()}
     assert {name: value.shape for name, value in network.state_dict().items()} == expected
+
+
+def test_a_torchvision_for_another_torch_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    with pytest.raises(MissingPackageError) as caught:
+        architecture("resnet18")
+    assert str(caught.value) == (
+        f"torchvision does not fit torch {torch.__version__} (operator nms does not exist); "
+        "install both again, in one command and from the same package index"
+    )
+    assert architecture("cnn").name == "cnn"  # needs no torchvision

@@ -22,7 +22,6 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 @functools.cache
 def _of_torchvision(name: str) -> Architecture:
     torchvision = import_torchvision()
-
     if name.startswith("vit_"):
         return _vision_transformer(name)
     family = max((start for start in CAM_LAYERS if name.startswith(start)), key=len, default="")
@@ -47,7 +46,6 @@ def _of_torchvision(name: str) -> Architecture:
 
 def _vision_transformer(name: str) -> Architecture:
     torchvision = import_torchvision()
-
     def build(num_classes: int) -> nn.Module:
         encoder = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
         last, _ = list(encoder.encoder.layers.named_children())[-1]
@@ -87,7 +85,6 @@ def architecture(name: str) -> Architecture:
     if dashed in _OWN:
         return _OWN[dashed]
     torchvision = import_torchvision()
-
     known = torchvision.models.list_models(module=torchvision.models)
     if underscored in known:
         return _of_torchvision(underscored)
