@@ -18,11 +18,13 @@ from wsi_idc.core.constants import INTERPOLATIONS
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.architecture import OTHER_WEIGHTS, Architecture, HubWeights, build_empty
 from wsi_idc.models.feature_map import FEATURE_MAP, MappedNetwork, token_grid
+from wsi_idc.models.registry import import_torchvision
 
 # Without this variable, compute nodes without a network would ask the hub for minutes. The command
 # fetch-weights sets it to 0.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import_torchvision()  # timm imports it, too
 try:
     import timm
     from huggingface_hub import try_to_load_from_cache
