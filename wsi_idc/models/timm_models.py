@@ -18,7 +18,7 @@ from wsi_idc.core.constants import INTERPOLATIONS
 from wsi_idc.core.errors import CheckpointError
 from wsi_idc.models.architecture import OTHER_WEIGHTS, Architecture, HubWeights, build_empty
 from wsi_idc.models.feature_map import FEATURE_MAP, MappedNetwork, token_grid
-from wsi_idc.models.registry import import_torchvision
+from wsi_idc.models.light_torchvision import import_torchvision
 
 # Without this variable, compute nodes without a network would ask the hub for minutes. The command
 # fetch-weights sets it to 0.
