@@ -8,7 +8,7 @@ from options import benchmark_data, choose_rows, make_parser, print_result
 from torch.utils.data import DataLoader
 from torchvision.transforms import Compose, Normalize, ToTensor
 
-from wsi_idc.bench.baseline import PngFiles
+from wsi_idc.bench.baseline import PngFiles, worker_options
 from wsi_idc.bench.fixtures import BenchmarkData, write_pngs
 from wsi_idc.bench.timing import (
     COMMAND,
@@ -57,7 +57,7 @@ def bench_loader(
 
     def from_files(num_workers: int) -> int:
         transform = Compose([ToTensor(), Normalize(pack.info.mean, pack.info.std)])
-        loader = DataLoader(PngFiles(files, transform), batch_size, num_workers=num_workers)
+        loader = DataLoader(PngFiles(files, transform), batch_size, **worker_options(num_workers))
         return sum(len(images.to(device)) for images, _ in loader)
 
     variants: dict[str, Variant] = {

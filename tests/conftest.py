@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -98,12 +97,7 @@ def trained(cohort: Pack, tmp_path_factory: pytest.TempPathFactory) -> Checkpoin
 @pytest.fixture
 def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the plain way of a bench load here: a forked worker dies where coverage is measured."""
-    from torch.utils.data import DataLoader
-
-    def loader(*arguments: Any, **options: Any) -> DataLoader:
-        return DataLoader(*arguments, **options | {"num_workers": 0})
-
-    monkeypatch.setattr("wsi_idc.bench.baseline.DataLoader", loader)
+    monkeypatch.setattr("wsi_idc.bench.baseline.worker_options", lambda _: {"num_workers": 0})
 
 
 @pytest.fixture

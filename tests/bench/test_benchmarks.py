@@ -55,7 +55,7 @@ def test_loader_measures_pack_and_files(
 
     from wsi_idc.bench import baseline
 
-    monkeypatch.setattr(loader, "DataLoader", baseline.DataLoader)
+    monkeypatch.setattr(loader, "worker_options", baseline.worker_options)
     data, device_config = BenchmarkData(cohort, "x", tmp_path), select_device("cpu")
     result = loader.bench_loader(data, **SMALL, batch_size=16, device_config=device_config)
     assert {"command", "in order", "PNG, 0 workers"} <= set(result.rates)

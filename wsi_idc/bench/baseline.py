@@ -5,6 +5,7 @@ computes one CAM at a time, and h5py writes one file per patient. The plain scri
 The plain script does not fuse batch norms. Only the workers of the DataLoader prefetch batches.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,14 @@ class PngFiles(Dataset[tuple[Tensor, int]]):
             return self._transform(image.convert("RGB")), int(path.parent.name)
 
 
+def worker_options(num_workers: int) -> dict[str, Any]:
+    """Return options of a DataLoader that starts its workers in the same way on every Python."""
+    if num_workers == 0 or sys.platform != "linux":
+        return {"num_workers": num_workers}
+    # The default of Python 3.14 imports torch in each new worker, longer than a short round.
+    return {"num_workers": num_workers, "multiprocessing_context": "fork"}
+
+
 def _png_loader(
     classifier: PatchClassifier, files: Sequence[Path], batch_size: int, *, train: bool = False
 ) -> DataLoader[tuple[Tensor, int]]:
@@ -62,8 +71,8 @@ def _png_loader(
         steps.append(transforms.Resize((side, side), mode, antialias=True))
     mean, std = (value.flatten().tolist() for value in (classifier.mean, classifier.std))
     dataset = PngFiles(files, transforms.Compose([*steps, transforms.Normalize(mean, std)]))
-    num_workers = available_cores()
-    return DataLoader(dataset, batch_size, train, drop_last=train, num_workers=num_workers)
+    workers = worker_options(available_cores())
+    return DataLoader(dataset, batch_size, train, drop_last=train, **workers)
 
 
 @return_freed_memory()
