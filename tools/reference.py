@@ -10,6 +10,7 @@ name.
 """
 
 import ast
+import inspect
 import re
 import sys
 import tempfile
@@ -385,8 +386,9 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 def _fields(kind: type, before: str = "") -> dict[str, str]:
     """Parse the attributes in a class's docstring; return the text of each."""
-    _, _, text = (kind.__doc__ or "").partition("Attributes:")
-    found = re.findall(r"^        (\w[\w, ]*): (.+(?:\n            .+)*)", text, re.MULTILINE)
+    # Python 3.13 removes the indentation of a docstring, older versions keep it.
+    _, _, text = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:")
+    found = re.findall(r"^    (\w[\w, ]*): (.+(?:\n        .+)*)", text, re.MULTILINE)
     return {
         before + name: " ".join(text.split()) for names, text in found for name in names.split(", ")
     }
