@@ -46,6 +46,7 @@ def _of_torchvision(name: str) -> Architecture:
 
 def _vision_transformer(name: str) -> Architecture:
     torchvision = import_torchvision()
+
     def build(num_classes: int) -> nn.Module:
         encoder = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
         last, _ = list(encoder.encoder.layers.named_children())[-1]
