@@ -7,6 +7,7 @@ of the test patients that all runs share.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -49,10 +50,15 @@ def main() -> None:
             sys.stdout.write(
                 f"| {checkpoint.architecture} at {checkpoint.input.input_px or pack.info.patch_px} "
                 f"px | {method} | {rows} x {cols} | {quality.fall:.2f} | {quality.area:.2f} "
-                f"| {quality.other_brightness:.2f} | {quality.rim_excess:+.0%} "
-                f"| {quality.flip_stability:.2f} |\n"
+                f"| {_text(quality.other_brightness, '.2f')} | {_text(quality.rim_excess, '+.0%')} "
+                f"| {_text(quality.flip_stability, '.2f')} |\n"
             )
             sys.stdout.flush()
+
+
+def _text(value: float, form: str) -> str:
+    """Return a value as text; a dash if the CAMs are zero, so that there is no value."""
+    return "-" if math.isnan(value) else format(value, form)
 
 
 if __name__ == "__main__":
