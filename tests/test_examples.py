@@ -16,6 +16,7 @@ OWN_SLIDES = REPOSITORY / "examples" / "own_slides.sh"
 
 def test_the_readme_shows_the_lines_of_the_script():
     def lines(text: str) -> list[str]:
+        text = re.sub(r" \\\n +", " ", text)
         found = re.findall(r"^ *(wsi-idc .*?)(?: \"\$@\")?(?: +#.*)?$", text, re.MULTILINE)
         return [line.strip() for line in found]
 

@@ -262,10 +262,13 @@ def test_a_pack_is_copied_once_and_read_from_there(pack, scratch, caplog):
     assert open_data(pack.path).file == copy
     assert copy.stat() == state
     # The copy is read, also in a worker process.
+    with h5py.File(copy) as content:
+        patches = content["patches"]
+        position = patches.id.get_offset() + patches.nbytes - 1
     with copy.open("r+b") as file:
-        file.seek(-1, os.SEEK_END)
+        file.seek(position)
         last = file.read(1)[0]
-        file.seek(-1, os.SEEK_END)
+        file.seek(position)
         file.write(bytes([last ^ 1]))
     os.utime(copy, ns=(state.st_atime_ns, state.st_mtime_ns))
     for reader in (opened, pickle.loads(pickle.dumps(opened))):
