@@ -73,3 +73,18 @@ print(json.dumps([*sys.modules]))
 
 def test_the_compiler_can_be_used_after_the_import_of_torchvision():
     assert "torch._dynamo.utils" in modules(COMPILER)
+
+
+REPLACED = """
+import json, sys
+from wsi_idc.models import light_torchvision
+sys.modules["torch._dynamo.utils"] = light_torchvision._light_module()
+from torch._dynamo.utils import counters, is_compile_supported
+assert is_compile_supported("cpu") in (True, False)
+assert counters is sys.modules["torch._dynamo.utils"].counters
+print(json.dumps([*sys.modules]))
+"""
+
+
+def test_another_function_of_the_compiler_imports_it():
+    assert "torch._dynamo.utils" in modules(REPLACED)

@@ -65,7 +65,7 @@ class PatchClassifier(nn.Module):
         images = to_images(x) if x.dtype == torch.uint8 else x
         # Patches are usually enlarged, so normalizing first is faster. The result is the same,
         # because interpolation is a weighted mean.
-        # A CPU computes with a mean for each px six times as fast as with three means.
+        # A CPU is faster with a mean for each px than with three means.
         mean, std = (
             value.expand_as(images[:1]).contiguous(memory_format=torch.channels_last)
             for value in (self.mean, self.std)
@@ -75,7 +75,7 @@ class PatchClassifier(nn.Module):
             return x
         size = (self.input_px, self.input_px)
         if self.interpolation == "bilinear" and self.input_px > x.shape[-1]:
-            # Enlarging needs no filter against aliasing, which takes three times as long.
+            # Enlarging needs no filter against aliasing, which takes longer.
             return F.interpolate(x, size=size, mode="bilinear")
         # contiguous: on a CPU, the filter is faster if the channels are first in memory.
         return F.interpolate(x.contiguous(), size=size, mode=self.interpolation, antialias=True)

@@ -49,7 +49,7 @@ class PatchCnn(nn.Module):
 
 
 class _Pooling(nn.MaxPool2d):
-    """2x2 pooling; without a gradient, a CPU computes it in less than half of the time."""
+    """2x2 pooling that is faster on a CPU if no gradient is needed."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the maximum of each square of 2x2 cells; a last odd row or column is left out."""

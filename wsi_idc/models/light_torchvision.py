@@ -1,4 +1,4 @@
-"""Import of torchvision without torch's compiler, which would take ten times as long.
+"""Import of torchvision without torch's compiler, which would take seconds.
 
 torchvision imports one function of the compiler (``torch._dynamo``, which also imports sympy), for
 ``roi_align``, which no classifier uses. During the import, a module without the compiler takes the

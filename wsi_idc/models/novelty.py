@@ -109,7 +109,7 @@ def map_statistics(feature_map: Tensor) -> Tensor:
     """
     values = feature_map.detach().flatten(2).float()
     mean = values.mean(dim=2, keepdim=True)
-    # ``values.std`` takes ten times as long on a CPU.
+    # Faster than ``values.std`` on a CPU.
     std = (values - mean).square_().mean(dim=2).sqrt_()
     return torch.cat([mean[..., 0], std], dim=1)
 
