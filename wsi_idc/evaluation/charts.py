@@ -203,7 +203,7 @@ def probabilities(evaluation: Evaluation) -> Figure:
         values = table[evaluation.final.column].to_numpy()[table["label"] == label]
         text = f"labelled {name} ({len(values):,})"
         weights = np.full(len(values), 1 / max(len(values), 1))
-        options = {"bins": bins, "weights": weights, "color": LABEL_COLORS[label]}
+        options: dict[str, Any] = {"bins": bins, "weights": weights, "color": LABEL_COLORS[label]}
         ax.hist(values, histtype="stepfilled", alpha=0.55, **options)
         ax.hist(values, histtype="step", linewidth=1.5, label=text, **options)
     ax.axvline(threshold, color=INK, ls="--", label=f"threshold {number(threshold)}")
