@@ -13,14 +13,16 @@ import pytest
 
 from tests.cli.commands import Command, RunCommand
 from tests.packs import make_tree
+from wsi_idc.cli.map import _report_lines
 from wsi_idc.core.files import temporary_path
 from wsi_idc.data.open_data import open_data
 from wsi_idc.data.pack import Pack
 from wsi_idc.inference.predictor import Predictor
 from wsi_idc.maps.builder import MapBuilder
+from wsi_idc.maps.cohort import read_cohort
 from wsi_idc.maps.from_pack import PackSource
 from wsi_idc.maps.map_reader import map_paths, read_map
-from wsi_idc.maps.map_writer import write_map
+from wsi_idc.maps.map_writer import MapReport, write_map
 from wsi_idc.models.checkpoint import Checkpoint, save_checkpoint
 from wsi_idc.models.smoothing import NeighborModel
 from wsi_idc.runtime.device import select_device
@@ -144,6 +146,27 @@ def test_flags_are_counted_and_missing_flags_are_named(work: Path, command: RunC
     assert "left out of areas and regions" in command("info", "maps/S0001.h5").out
 
 
+def test_at_most_20_reasons_are_printed(work: Path, command: RunCommand):
+    bad = [f"bad{number:02}.svs" for number in range(23)]
+    for name in bad:
+        (work / name).touch()
+    result = command("map", "--slide", *bad)
+    notes = [line for line in result.err.splitlines() if line.startswith(("no map of", "and "))]
+    assert len(notes) == 21
+    assert notes[0] == "no map of bad00: bad00.svs: is empty; copy the slide again"
+    assert notes[-1] == "and 3 more; --json lists the reasons of all"
+    assert (
+        "23 of 23 maps were not made: bad00, bad01, bad02, bad03, bad04 and 18 more" in result.error
+    )
+    failed = json.loads(command("map", "--slide", *bad, "--json").out)["failed"]
+    assert list(failed) == [name.removesuffix(".svs") for name in bad]
+    report = MapReport(caution={f"P{number}": "unlike" for number in range(22)})
+    lines = list(_report_lines(report))
+    assert lines[1:22] == [f"  P{number}: unlike" for number in range(20)] + [
+        "  and 2 more; wsi-idc info MAP prints the caution of a map"
+    ]
+
+
 def test_all_patients_get_a_table(work: Path, cohort: Pack, command: RunCommand):
     result = command("map", "--all", "--tta", "--no-cam")
     assert "maps/cohort.csv" in result.out
@@ -151,6 +174,9 @@ def test_all_patients_get_a_table(work: Path, cohort: Pack, command: RunCommand)
     assert table["patient"].tolist() == cohort.patients
     assert table["patches"].sum() == len(cohort)
     assert (table["mean_uncertainty"] > 0).all()
+    # The table comes from the maps in memory, and is the same as from their files.
+    files = read_cohort(work / "maps").write(work)
+    assert all(path.read_bytes() == (work / "maps" / path.name).read_bytes() for path in files[::2])
     with h5py.File("maps/cohort.h5") as file:
         assert file[f"maps/{cohort.patients[2]}/probability"].shape[0] == table["patches"][2]
 

@@ -18,6 +18,7 @@ from tests.small_maps import (
 )
 from wsi_idc.core.constants import SHORT_SHA
 from wsi_idc.core.errors import MapError
+from wsi_idc.core.files import file_version
 from wsi_idc.data.artifacts import FLAGS
 from wsi_idc.maps.cohort import (
     COLUMNS,
@@ -27,9 +28,10 @@ from wsi_idc.maps.cohort import (
     patient_row,
     read_cohort,
     read_cohort_h5,
+    summarize,
 )
 from wsi_idc.maps.map_reader import map_paths, read_map
-from wsi_idc.maps.patient_map import SlideView
+from wsi_idc.maps.patient_map import PatientMap, SlideView
 
 
 def test_row_has_the_values_of_the_map():
@@ -147,6 +149,26 @@ def test_table_of_a_folder_leaves_out_unusable_maps(
     assert strict["idc_fraction"].tolist() == [0.2]
     empty = Cohort().table()
     assert (len(empty), list(empty.columns)) == (0, list(COLUMNS))
+
+
+def test_known_maps_are_read_again_only_if_their_files_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    paths = [write_hand_map(tmp_path, patient=patient) for patient in ("a", "b")]
+    known = {file_version(path): summarize(read_map(path)) for path in paths}
+    expected = read_cohort(tmp_path).table()
+    read: list[Path] = []
+
+    def read_and_note(path: Path) -> PatientMap:
+        read.append(path)
+        return read_map(path)
+
+    monkeypatch.setattr("wsi_idc.maps.cohort.read_map_without_cams", read_and_note)
+    assert read_cohort(tmp_path, known=known).table().equals(expected)
+    assert read == []
+    write_hand_map(tmp_path, patient="b", threshold=0.85)
+    assert read_cohort(tmp_path, known=known).table()["threshold"].tolist() == [0.5, 0.85]
+    assert read == [tmp_path / "b.h5"]
 
 
 def test_second_map_of_a_patient_is_refused(tmp_path: Path):

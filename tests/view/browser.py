@@ -66,13 +66,17 @@ class Browser:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._socket is not None:
-            self._socket.close()
+        self._loop.run_until_complete(self._close_socket())
         self._process.terminate()
         self._process.wait(30)
         self._log.close()
         self._loop.run_until_complete(asyncio.sleep(0.05))
         self._loop.close()
+
+    async def _close_socket(self) -> None:
+        # close needs a running event loop: Python 3.12 and newer make none.
+        if self._socket is not None:
+            self._socket.close()
 
     async def _connect(self, log: Path) -> WebSocketClientConnection:
         deadline = time.monotonic() + _SECONDS

@@ -124,7 +124,7 @@ def features(
     for name, reason in report.failed.items() if not as_json else ():
         echo_note(f"no features of {name}: {reason}")
     num_all = len(report.failed) + len(report.made) + len(report.kept)
-    raise_if_any(report.failed, num_all, f"files were not written: {', '.join(report.failed)}")
+    raise_if_any(report.failed, num_all, f"files were not written: {shorten_list(report.failed)}")
 
 
 def _check_usage(*, for_slides: bool) -> None:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _MAX_UPDATED = 1000  # maps; reading them for the table takes half a minute
+_MAX_REASONS = 20  # reasons to distrust or not to make a map that are printed
 
 
 @click.command("map")
@@ -194,15 +195,18 @@ def _echo_report(
     table, table_error = None, None
     if has_table:
         try:
-            table = write_cohort(folder)
+            table = write_cohort(folder, report.summaries)
         except (WsiIdcError, OSError) as error:
             table_error = error  # printed below, after the maps
     lines = [*_report_lines(report), *([f"{table[0]}  one row for each map"] if table else [])]
-    echo_result({**vars(report), "table": table, "regrouped": regrouped}, lines, as_json=as_json)
-    for name, reason in report.failed.items() if not as_json else ():
+    values = {name: value for name, value in vars(report).items() if name != "summaries"}
+    echo_result({**values, "table": table, "regrouped": regrouped}, lines, as_json=as_json)
+    for name in [] if as_json else list(report.failed)[:_MAX_REASONS]:
         has_map = map_path(folder, name).exists()
         what = f"map of {name} not replaced" if has_map else f"no map of {name}"
-        echo_note(f"{what}: {reason}")
+        echo_note(f"{what}: {report.failed[name]}")
+    if not as_json and (num_more := len(report.failed) - _MAX_REASONS) > 0:
+        echo_note(f"and {num_more} more; --json lists the reasons of all")
     if regrouped:
         echo_note(
             f"kept {count(len(regrouped), 'file')} of an earlier run in which slides had other "
@@ -217,7 +221,7 @@ def _echo_report(
     if table_error:
         echo_note(f"the table of the maps is not written: {table_error}")
     num_all = len(report.failed) + len(report.made) + len(report.kept)
-    raise_if_any(report.failed, num_all, f"maps were not made: {', '.join(report.failed)}")
+    raise_if_any(report.failed, num_all, f"maps were not made: {shorten_list(report.failed)}")
     if table_error:
         raise WsiIdcError("the maps are written, but their table is not; the reason is above")
 
@@ -236,7 +240,9 @@ def _report_lines(report: "MapReport") -> Iterator[str]:
     if flagged:
         yield f"flagged: {flags_in_words(flagged)}"
     if cautions := [f"  {name}: {text}" for name, text in report.caution.items() if text]:
-        yield from ("", *cautions)
+        yield from ("", *cautions[:_MAX_REASONS])
+        if (num_more := len(cautions) - _MAX_REASONS) > 0:
+            yield f"  and {num_more} more; wsi-idc info MAP prints the caution of a map"
         yield "such maps can be wrong everywhere: compare stain, scanner, focus and resolution"
         yield "with the training data, or train on such tissue"
     if report.kept:
@@ -252,7 +258,7 @@ def _report_lines(report: "MapReport") -> Iterator[str]:
 def _echo_plan(plan: "list[PlannedMap]", *, as_json: bool) -> None:
     echo_result([vars(planned) for planned in plan], _plan_lines(plan), as_json=as_json)
     failed = [planned.map_name for planned in plan if not planned.is_mappable]
-    raise_if_any(failed, len(plan), f"maps would not be made: {', '.join(failed)}")
+    raise_if_any(failed, len(plan), f"maps would not be made: {shorten_list(failed)}")
 
 
 def _plan_lines(plan: "list[PlannedMap]") -> Iterator[str]:

@@ -19,6 +19,7 @@ from typing import Any
 from wsi_idc.core.errors import DataError, DiskFullError, WorkerError, WsiIdcError
 from wsi_idc.core.locks import can_lock, is_held, is_same_file, locked
 
+FileVersion = tuple[Path, int, int]  # path, inode, time of the last change in ns
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MAX_NAME_BYTES = 128
 _NAME = re.compile(r"[^./\\][^/\\]*")
@@ -170,6 +171,12 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes as 64 hex digits."""
     with regular_file(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_version(path: Path) -> FileVersion:
+    """Return a key that changes when the file is replaced or written again."""
+    status = path.stat()
+    return path, status.st_ino, status.st_mtime_ns
 
 
 def regular_file(path: Path, max_bytes: float = math.inf) -> Path:

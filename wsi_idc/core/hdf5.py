@@ -137,12 +137,13 @@ def read_attributes(item: h5py.File | h5py.Group | h5py.Dataset) -> dict[str, An
     Attributes of other types are left out. This package writes no such attributes, and libhdf5 may
     crash when it reads an attribute with a damaged type.
     """
-    ids = {name: item.attrs.get_id(name) for name in item.attrs}
+    attrs = item.attrs  # a property that opens the group at each access
+    ids = {name: attrs.get_id(name) for name in attrs}
     if any(math.prod(own.shape) * own.dtype.itemsize > _SMALL_BYTES for own in ids.values()):
         raise ValueError("an attribute is too large")
     dtypes = {name: own.dtype for name, own in ids.items()}
     return {
-        name: item.attrs[name]
+        name: attrs[name]
         for name, dtype in dtypes.items()
         if dtype.kind != "O" or h5py.check_string_dtype(dtype) is not None
     }

@@ -4,6 +4,7 @@ A map has about 60 attributes and 20 small datasets. h5py's own ``attrs`` and ``
 write the same items, but take longer.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ def create_attributes(item: h5py.Group | h5py.Dataset, values: Mapping[str, Arra
     """Create attributes that the item does not have yet."""
     for name, value in values.items():
         array = _array(value)
-        kind, space = h5t.py_create(array.dtype, logical=True), h5s.create_simple(array.shape)
+        kind, space = _type(array.dtype.str), _space(array.shape)
         attribute = h5a.create(item.id, name.encode(), kind, space)
         attribute.write(array)
 
@@ -31,11 +32,22 @@ def create_dataset(
 ) -> None:
     """Create a contiguous dataset that the group does not have yet, and its attributes."""
     array = _array(values)
-    kind, space = h5t.py_create(array.dtype, logical=True), h5s.create_simple(array.shape)
+    kind, space = _type(array.dtype.str), _space(array.shape)
     dataset = h5d.create(group.id, name.encode(), kind, space, _WITHOUT_TIMES)
     dataset.write(h5s.ALL, h5s.ALL, array)
     if attributes:
         create_attributes(h5py.Dataset(dataset), attributes)
+
+
+@functools.cache
+def _type(dtype: str) -> h5t.TypeID:
+    """Return the HDF5 type of a NumPy type; an object is a text."""
+    return h5t.py_create(_TEXT if dtype == "|O" else np.dtype(dtype), logical=True)
+
+
+@functools.lru_cache
+def _space(shape: tuple[int, ...]) -> h5s.SpaceID:
+    return h5s.create_simple(shape)
 
 
 def _array(values: ArrayLike) -> NDArray[Any]:

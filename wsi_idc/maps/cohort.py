@@ -16,7 +16,13 @@ from wsi_idc.core import hdf5
 from wsi_idc.core.constants import NO_ROLE, NOVEL_PERCENTILE, SHORT_SHA
 from wsi_idc.core.csv_table import csv_text
 from wsi_idc.core.errors import BusyError, MapError, WsiIdcError
-from wsi_idc.core.files import starts_with, write_bytes, write_text
+from wsi_idc.core.files import (
+    FileVersion,
+    file_version,
+    starts_with,
+    write_bytes,
+    write_text,
+)
 from wsi_idc.data.artifacts import FLAGS
 from wsi_idc.geometry.regions import largest_region
 from wsi_idc.maps.map_reader import (
@@ -43,6 +49,7 @@ MIXED = (
     "same combination"
 )
 _FLAG_COLUMNS = tuple(f"flagged_{name}" for name in FLAGS)
+_AGREEMENT = ("true_fraction", "dice", "auc", "sensitivity", "specificity")
 _OPTIONAL_MEANS = ("mean_uncertainty", "mean_novelty", "novel_fraction")
 # Name and type of each column, in the order of the table.
 _TYPES: dict[str, Any] = {
@@ -50,7 +57,7 @@ _TYPES: dict[str, Any] = {
     **dict.fromkeys(("patches", "labelled_patches"), np.int64),
     **dict.fromkeys(("threshold", "area_mm2", "idc_area_mm2", "idc_fraction"), np.float64),
     **dict.fromkeys(("largest_region_mm2", "mean_probability", "mean_uncertainty"), np.float64),
-    **dict.fromkeys(("true_fraction", "dice", "auc", "sensitivity", "specificity"), np.float64),
+    **dict.fromkeys(_AGREEMENT, np.float64),
     **dict.fromkeys(("role", "architecture", "checkpoint_sha256", *_MODEL_NOTES, "slide"), str),
     **dict.fromkeys(("mean_novelty", "novel_fraction"), np.float64),
     "caution": str,
@@ -67,6 +74,33 @@ PATIENT_TYPES: dict[str, Any] = {"patient": str, "slides": np.int64} | {
 PATIENT_COLUMNS = tuple(PATIENT_TYPES)
 # Label and probability of the patches of a map with a known label.
 Labelled = tuple[NDArray[np.int8], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class MapSummary:
+    """The values of a map that the tables need.
+
+    Attributes:
+        name: Name of the map.
+        row: Row of the cohort table, without the column ``map``.
+        labelled: Labels and probabilities of all patches with a known label.
+        slide: A key of the slide: maps of the same slide have equal keys. None without a slide.
+    """
+
+    name: str
+    row: dict[str, Any]
+    labelled: Labelled
+    slide: tuple[Any, ...] | None
+
+
+def summarize(patient_map: PatientMap, *, threshold: float | None = None) -> MapSummary:
+    """Return the summary of a map; ``threshold`` replaces the threshold of the map."""
+    slide, key = patient_map.slide, None
+    if slide is not None:
+        key = (slide.name, slide.width, slide.height, zlib.crc32(slide.thumbnail.tobytes()))
+    threshold = patient_map.threshold if threshold is None else threshold
+    row = cohort_row(patient_map, threshold=threshold)
+    return MapSummary(patient_map.map_name, row, labelled_patches(patient_map), key)
 
 
 @dataclass
@@ -87,28 +121,24 @@ class Cohort:
     _names: dict[str, list[str]] = field(default_factory=dict)  # map names of each patient
     _slides: dict[tuple[Any, ...], str] = field(default_factory=dict)  # map name of each slide
 
-    def add(self, path: Path, patient_map: PatientMap, *, threshold: float | None = None) -> None:
-        """Add a map that was read from the file ``path``.
+    def add(self, path: Path, summary: MapSummary) -> None:
+        """Add the summary of a map that was read from the file ``path``.
 
         A patient has either one map, or a map for each slide.
 
         Raises:
             MapError: The table already has this map, or the patient would have both kinds of maps.
         """
-        patient, name = patient_map.patient, patient_map.map_name
+        patient, name = summary.row["patient"], summary.name
         names = self._names.setdefault(patient, [])
         if name in names or (names and patient in (name, names[0])):
             other = self.paths[name if name in names else names[0]]
             raise MapError(f"{path}: patient {name} is also in {other}; give only one map")
-        if (slide := patient_map.slide) is not None:
-            key = (slide.name, slide.width, slide.height, zlib.crc32(slide.thumbnail.tobytes()))
-            if (first := self._slides.setdefault(key, name)) != name:
-                message = "slide %s has two maps, %s and %s: sums count it twice; remove one map"
-                logger.warning(message, slide.name, first, name)
-        self.rows[name] = cohort_row(
-            patient_map, threshold=patient_map.threshold if threshold is None else threshold
-        )
-        self.paths[name], self.labelled[name] = path, labelled_patches(patient_map)
+        if summary.slide and (first := self._slides.setdefault(summary.slide, name)) != name:
+            message = "slide %s has two maps, %s and %s: sums count it twice; remove one map"
+            logger.warning(message, summary.slide[0], first, name)
+        self.rows[name], self.paths[name] = summary.row, path
+        self.labelled[name] = summary.labelled
         names.append(name)
 
     def drop(self, name: str) -> None:
@@ -172,30 +202,42 @@ def check_tables(folder: Path) -> None:
             raise MapError(f"{path} exists and was not written by this command; move it away")
 
 
-def read_cohort(maps: Path | Sequence[Path], *, threshold: float | None = None) -> Cohort:
+def read_cohort(
+    maps: Path | Sequence[Path],
+    *,
+    threshold: float | None = None,
+    known: Mapping[FileVersion, MapSummary] | None = None,
+) -> Cohort:
     """Read the maps of a cohort without their images; log unusable maps and record them as failed.
 
     Args:
         maps: Folder of maps, or map files.
         threshold: Lowest probability at which a patch is called IDC; None means the threshold of
             each map.
+        known: Summaries of maps, which need not be read if the files have not changed.
     """
     cohort = Cohort()
     for path in map_paths(maps) if isinstance(maps, Path) else maps:
         try:
-            cohort.add(path, read_map_without_cams(path), threshold=threshold)
+            summary = (known or {}).get(file_version(path))
+            if summary is None:
+                summary = summarize(read_map_without_cams(path), threshold=threshold)
+            cohort.add(path, summary)
         except (WsiIdcError, OSError) as error:
             cohort.failed[path] = str(error)
             logger.warning("not in the table: %s", error)
     return cohort
 
 
-def write_cohort(maps: Path) -> tuple[Path, Path, Path] | None:
+def write_cohort(
+    maps: Path, known: Mapping[FileVersion, MapSummary] | None = None
+) -> tuple[Path, Path, Path] | None:
     """Write the cohort tables of a folder of maps; return the paths of the tables.
 
     Return None if the folder has no usable map, or if another process is writing the table.
+    ``known`` is the same as in ``read_cohort``.
     """
-    cohort = read_cohort(maps)
+    cohort = read_cohort(maps, known=known)
     try:
         return cohort.write(maps) if cohort.rows else None
     except BusyError:
@@ -301,6 +343,10 @@ def patient_row(rows: Sequence[Mapping[str, Any]], labelled: Sequence[Labelled])
         name: " ".join(dict.fromkeys(row[name] for row in rows if row[name]))
         for name in ("role", "architecture", "checkpoint_sha256", *_MODEL_NOTES, "caution")
     }
+    if len(rows) == 1:
+        agreement = {name: rows[0][name] for name in _AGREEMENT}
+    else:
+        agreement = _agreement(labelled, thresholds)
     excluded = {row["excluded_flags"] for row in rows}
     values = {
         "patient": rows[0]["patient"],
@@ -309,7 +355,7 @@ def patient_row(rows: Sequence[Mapping[str, Any]], labelled: Sequence[Labelled])
         **sums,
         **means,
         "largest_region_mm2": max(row["largest_region_mm2"] for row in rows),
-        **_agreement(labelled, thresholds),
+        **agreement,
         **texts,
         "excluded_flags": excluded.pop() if len(excluded) == 1 else "mixed",
     }

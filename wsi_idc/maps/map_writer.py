@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_idc.core.errors import DiskFullError, WsiIdcError
-from wsi_idc.core.files import atomic_write
+from wsi_idc.core.files import FileVersion, atomic_write, file_version
 from wsi_idc.core.hdf5 import create_hdf5
 from wsi_idc.core.hdf5_items import create_attributes, create_dataset
 from wsi_idc.core.locks import retry_while_busy
 from wsi_idc.geometry.grid import cell_centers_um, mosaic, scatter_to_grid
+from wsi_idc.maps.cohort import MapSummary, summarize
 from wsi_idc.maps.map_reader import FORMAT, FORMAT_VERSION, map_path
 from wsi_idc.maps.patient_map import PatientMap, PatientPatches, SlideView
 from wsi_idc.runtime.prefetch import rebatch
@@ -284,6 +285,7 @@ class MapReport:
         caution: For each new map, the reasons not to trust the map; may be empty.
         flagged: Number of patches with each quality flag in each new map.
         without_flags: Names of the kept maps that an older version made without quality flags.
+        summaries: Summary of each new map, for the table of all maps.
     """
 
     made: dict[str, Path] = field(default_factory=dict)
@@ -295,6 +297,7 @@ class MapReport:
     caution: dict[str, str] = field(default_factory=dict)
     flagged: dict[str, dict[str, int]] = field(default_factory=dict)
     without_flags: list[str] = field(default_factory=list)
+    summaries: dict[FileVersion, MapSummary] = field(default_factory=dict)
 
     def record_failure(self, name: str, error: Exception) -> None:
         """Record the reason why a map was not built; raise ``error`` again if the disk is full.
@@ -319,16 +322,16 @@ def map_writers(folder: Path, report: MapReport) -> Iterator[SubmitMap]:
         Function ``submit(name, make)``, where ``make`` is a function that builds the map.
         ``submit`` waits while too many maps are pending.
     """
-    pending: deque[tuple[str, Future[PatientMap]]] = deque()
+    pending: deque[tuple[str, Future[tuple[PatientMap, FileVersion, MapSummary]]]] = deque()
 
     def collect() -> None:
         name, future = pending.popleft()
         try:
-            patient_map = future.result()
+            patient_map, version, summary = future.result()
         except (WsiIdcError, OSError) as error:
             report.record_failure(name, error)
             return
-        report.made[name] = map_path(folder, name)
+        report.made[name], report.summaries[version] = version[0], summary
         report.patches[name] = len(patient_map.probability)
         report.idc_fraction[name] = patient_map.idc_fraction()
         if (second := patient_map.second_probability) is not None:
@@ -351,9 +354,11 @@ def map_writers(folder: Path, report: MapReport) -> Iterator[SubmitMap]:
                 collect()
 
 
-def _write(folder: Path, make: Callable[[], PatientMap]) -> PatientMap:
+def _write(
+    folder: Path, make: Callable[[], PatientMap]
+) -> tuple[PatientMap, FileVersion, MapSummary]:
     """Build and write one map; wait while another process writes the same file."""
     patient_map = make()
     path = map_path(folder, patient_map.map_name)
     retry_while_busy(lambda: write_map(path, patient_map), timeout=LOCK_TIMEOUT_SECONDS)
-    return patient_map
+    return patient_map, file_version(path), summarize(patient_map)

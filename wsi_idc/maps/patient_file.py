@@ -9,7 +9,7 @@ import pandas as pd
 
 from wsi_idc.core.errors import MapError, WsiIdcError, first_line
 from wsi_idc.core.files import atomic_write
-from wsi_idc.maps.cohort import PATIENT_TYPES, Cohort
+from wsi_idc.maps.cohort import PATIENT_TYPES, Cohort, summarize
 from wsi_idc.maps.map_reader import PATIENT_FORMAT, map_path, read_map_without_cams, slide_paths
 from wsi_idc.maps.table_file import read_table_file, table_file_bytes
 
@@ -49,7 +49,7 @@ def _read_slides(path: Path) -> Cohort:
                 raise MapError(
                     f"{file}: is the map of {patient_map.map_name}, so the file name is wrong"
                 )
-            cohort.add(file, patient_map)
+            cohort.add(file, summarize(patient_map))
         except (WsiIdcError, OSError) as error:
             logger.warning("not in %s: %s", path, error)
     return cohort

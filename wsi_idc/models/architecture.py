@@ -68,7 +68,7 @@ _DRAWS = (Tensor.normal_, Tensor.uniform_)
 
 
 class _NoValues(TorchFunctionMode):
-    """Mode of PyTorch in which layers create their parameters on a device, without values."""
+    """Mode of PyTorch in which layers create parameters on a device, without random values."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
@@ -79,8 +79,11 @@ class _NoValues(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        if func in _DRAWS or getattr(func, "__module__", None) == nn.init.__name__:
+        if getattr(func, "__module__", None) == nn.init.__name__:
             return args[0] if args else kwargs["tensor"]
+        if func in _DRAWS:
+            # trunc_normal_ draws again until all values are within its limits, as zeros are.
+            return args[0] if args[0].is_meta else args[0].zero_()
         if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
             kwargs["device"] = self.device
         return func(*args, **kwargs)
@@ -100,7 +103,7 @@ def build_empty(
         build: Function that builds the network for a number of classes.
         num_classes: Number of classes.
         device: Device of the parameters, "meta" or "cpu". On "meta", the parameters take no
-            memory. On "cpu", the parameters have arbitrary values.
+            memory. On "cpu", the parameters have arbitrary values or zeros.
     """
     with _NoValues(device):
         return build(num_classes)

@@ -41,7 +41,7 @@ _NUM_NAMED = 3
 # Error messages suggest an input size that is a multiple of this number, a usual network stride.
 _STRIDE = 32
 _MAX_INPUT_PX = 512
-_MAX_SMALL = 5_000_000  # parameters
+_MAX_CPU_WORK = 6e12  # parameters times px of an image, as of resnet50 at twice its usual size
 _NOVELTY_STRIDE = 8  # the novelty map has at least one cell per 8 px of the image
 
 
@@ -177,7 +177,7 @@ def _output_shapes(arch: Architecture, input_px: int) -> dict[str, torch.Size]:
     network, device = build_empty(arch.build, 2).to("meta"), "meta"
     # The meta device needs no memory, but its first forward pass imports torch's compiler for two
     # seconds.
-    if sum(map(Tensor.numel, network.parameters())) <= _MAX_SMALL:
+    if sum(map(Tensor.numel, network.parameters())) * input_px**2 <= _MAX_CPU_WORK:
         network, device = build_empty(arch.build, 2, device="cpu"), "cpu"
     network.eval()
     shapes: dict[str, torch.Size] = {}

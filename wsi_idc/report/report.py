@@ -18,7 +18,7 @@ from wsi_idc.core.errors import MapError, WsiIdcError
 from wsi_idc.core.files import ensure_writable, write_text
 from wsi_idc.core.progress import progress
 from wsi_idc.maps import map_reader
-from wsi_idc.maps.cohort import Cohort, check_tables
+from wsi_idc.maps.cohort import Cohort, check_tables, summarize
 from wsi_idc.maps.map_reader import read_map, read_map_without_cams
 from wsi_idc.maps.patient_map import PatientMap
 from wsi_idc.maps.small_image import read_small_image
@@ -168,7 +168,7 @@ def _check_page(
     for file in (page, patient_page_path):
         if file.exists() and not has_title(file, PATIENT_TITLE):
             raise MapError(f"{file} exists and was not written by this command; give another --out")
-    cohort.add(path, patient_map, threshold=threshold)
+    cohort.add(path, summarize(patient_map, threshold=threshold))
 
 
 def _make_page(path: Path, out: Path, row: Mapping[str, Any], context: PageContext) -> Card:
