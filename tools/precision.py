@@ -60,7 +60,8 @@ def main() -> None:
     rows, others = np.sort(order[: options.patches]), order[options.patches :][:_NUM_FITTED]
     if (best := Path(options.model, "best.pt")).exists():
         checkpoint = load_checkpoint(best)
-        name = f"{checkpoint.architecture} at {checkpoint.input.input_px} px, trained"
+        spec = checkpoint.input
+        name = f"{checkpoint.architecture} at {spec.input_px or spec.patch_px} px, trained"
     else:
         checkpoint, name = make_checkpoint(options.model, input_size=options.input_size, pack=pack)
         if options.model != BUNDLED:
