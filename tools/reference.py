@@ -148,7 +148,7 @@ def _files(folder: Path) -> Iterator[str]:
     from wsi_idc.data.pack import PackInfo
     from wsi_idc.data.packed_slides import PackedSlide
     from wsi_idc.data.slide_cutter import COLUMNS
-    from wsi_idc.maps.cohort import Cohort
+    from wsi_idc.maps.cohort import Cohort, summarize
     from wsi_idc.maps.map_reader import read_map
     from wsi_idc.maps.map_writer import write_map
     from wsi_idc.maps.patient_file import write_patient_file
@@ -181,7 +181,7 @@ def _files(folder: Path) -> Iterator[str]:
     meanings = {**_fields(PatientPatches), **_fields(PatientMap), **text["map"]}
     yield from _hdf5(folder / "full.h5", meanings, always=always)
     cohort = Cohort()
-    cohort.add(folder / "full.h5", read_map(folder / "full.h5"))
+    cohort.add(folder / "full.h5", summarize(read_map(folder / "full.h5")))
     table, (_, hdf5, _) = cohort.table(), cohort.write(folder)
     yield text["patient_head"]
     write_map(folder / "P1" / "s.h5", replace(full, slide_name="s"))
